@@ -1,0 +1,62 @@
+"""Argument checks shared by the core: every message names the argument, its value and the remedy."""
+
+import numbers
+
+import torch
+
+
+def as_float64(name, value):
+    """Return `value` as a float64 tensor; ValueError where it cannot be one or is not finite."""
+    try:
+        tensor = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} = {value!r} is not numeric; pass numbers, an array or a tensor") from error
+    return check_finite(name, tensor)
+
+
+def check_finite(name, tensor):
+    """Return `tensor`; ValueError if it holds NaN or infinity."""
+    bad = ~torch.isfinite(tensor)
+    if bad.any():
+        index = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(f"{name}{list(index)} = {tensor[index].item()}; every entry must be finite")
+    return tensor
+
+
+def positive(name, value):
+    """Return `value` as a float; ValueError unless it is finite and above 0."""
+    number = float(as_float64(name, value))
+    if not number > 0:
+        raise ValueError(f"{name} = {number}; it must be above 0")
+    return number
+
+
+def integer(name, value, minimum):
+    """Return `value` as an int; ValueError unless it is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise ValueError(f"{name} = {value!r}; it must be a whole number of at least {minimum}")
+    return int(value)
+
+
+def sigma_range(sigma_min, sigma_max):
+    """Return both ends as floats; ValueError unless 0 < sigma_min < sigma_max."""
+    low, high = positive("sigma_min", sigma_min), positive("sigma_max", sigma_max)
+    if low >= high:
+        raise ValueError(f"sigma_min = {low} is not below sigma_max = {high}; swap or widen them")
+    return low, high
+
+
+def schedule(sigmas):
+    """Return `sigmas` as float64; ValueError unless it descends strictly, has two or more entries and ends in 0."""
+    sigmas = as_float64("sigmas", sigmas)
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(
+            f"sigmas has shape {tuple(sigmas.shape)}; pass one dimension, at least [sigma_max, 0]"
+        )
+    if sigmas[-1] != 0:
+        raise ValueError(f"sigmas[-1] = {sigmas[-1].item()}; append 0, a sampler ends at the data")
+    if not (sigmas.diff() < 0).all():
+        index = int((sigmas.diff() >= 0).nonzero()[0])
+        pair = f"sigmas[{index}:{index + 2}] = {sigmas[index : index + 2].tolist()}"
+        raise ValueError(f"{pair} does not descend; sort it and drop duplicates")
+    return sigmas

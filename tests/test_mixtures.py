@@ -1,0 +1,238 @@
+"""Mixtures: density, score, denoiser and covariance against independent routes; moments; quadrature; bad input."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+
+from entropic.mixtures import GaussianMixture
+
+SIGMA = 0.5
+
+
+def _generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def _kinds():
+    g = _generator()
+    a = torch.randn(4, 5, 5, generator=g, dtype=torch.float64)
+    means = torch.randn(4, 5, generator=g, dtype=torch.float64)
+    weights = [0.1, 0.2, 0.3, 0.4]
+    return {
+        "points": GaussianMixture.points(means, weights),
+        "isotropic": GaussianMixture.isotropic(means, [0.1, 0.2, 0.3, 1.0], weights),
+        "full": GaussianMixture.full(means, a @ a.mT, weights),
+        "low rank": GaussianMixture.low_rank(means, a[:, :, :2], 0.1, weights),
+    }
+
+
+KINDS = _kinds()
+
+
+def _component_covariance(mixture):
+    eye = torch.eye(mixture.dim, dtype=torch.float64)
+    along = torch.einsum("kir,kr,kjr->kij", mixture.basis, mixture.eigenvalues, mixture.basis)
+    return mixture.noise[:, None, None] * eye + along
+
+
+@pytest.fixture(params=KINDS, name="mixture")
+def _mixture(request):
+    return KINDS[request.param]
+
+
+@pytest.fixture(name="x")
+def _x(mixture):
+    g = _generator(1)
+    return mixture.sample(6, g) + SIGMA * torch.randn(6, 5, generator=g, dtype=torch.float64)
+
+
+# Tolerance 1e-11: a few hundred roundings of 1e-16 in numbers of order 10 to 100.
+def test_log_density_agrees_with_torch_distributions(mixture, x):
+    noised = _component_covariance(mixture) + SIGMA**2 * torch.eye(5, dtype=torch.float64)
+    reference = MixtureSameFamily(
+        Categorical(mixture.weights), MultivariateNormal(mixture.means, covariance_matrix=noised)
+    )
+    torch.testing.assert_close(mixture.log_density(x, SIGMA), reference.log_prob(x), rtol=0, atol=1e-11)
+
+
+def test_score_is_the_gradient_and_tweedie_gives_denoiser_and_covariance(mixture, x):
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(mixture.log_density(x, SIGMA).sum(), x)
+    x = x.detach()
+    torch.testing.assert_close(mixture.score(x, SIGMA), gradient, rtol=0, atol=1e-11)
+    torch.testing.assert_close(mixture.denoiser(x, SIGMA), x + SIGMA**2 * gradient, rtol=0, atol=1e-11)
+    hessian = torch.stack(
+        [
+            torch.autograd.functional.hessian(lambda v: mixture.log_density(v[None], SIGMA)[0], row)
+            for row in x
+        ]
+    )
+    tweedie = SIGMA**2 * (torch.eye(5, dtype=torch.float64) + SIGMA**2 * hessian)
+    torch.testing.assert_close(mixture.posterior_covariance(x, SIGMA), tweedie, rtol=0, atol=1e-11)
+    trace = tweedie.diagonal(dim1=1, dim2=2).sum(1)
+    torch.testing.assert_close(mixture.posterior_variance(x, SIGMA), trace, rtol=0, atol=1e-11)
+
+
+def test_denoiser_is_the_conditional_mean_of_each_component(mixture, x):
+    covariance = _component_covariance(mixture)
+    gain = torch.linalg.solve(covariance + SIGMA**2 * torch.eye(5, dtype=torch.float64), covariance)
+    means = mixture.means + torch.einsum("kij,nkj->nki", gain.mT, x[:, None] - mixture.means)
+    expected = (mixture.responsibilities(x, SIGMA)[:, :, None] * means).sum(1)
+    torch.testing.assert_close(mixture.denoiser(x, SIGMA), expected, rtol=0, atol=1e-11)
+
+
+def test_sigma_may_differ_from_row_to_row(mixture, x):
+    sigma = torch.linspace(0.1, 3, len(x), dtype=torch.float64)
+    rows = [mixture.denoiser(row[None], s) for row, s in zip(x, sigma, strict=True)]
+    torch.testing.assert_close(mixture.denoiser(x, sigma), torch.cat(rows), rtol=0, atol=1e-12)
+    rows = [mixture.posterior_variance(row[None], s) for row, s in zip(x, sigma, strict=True)]
+    torch.testing.assert_close(mixture.posterior_variance(x, sigma), torch.cat(rows), rtol=0, atol=1e-12)
+
+
+def test_samples_have_the_exact_moments(mixture):
+    n = 200_000
+    x = mixture.sample(n, _generator(2))
+    covariance = mixture.covariance()
+    deviation = (x.mean(0) - mixture.mean()) / (covariance.diagonal() / n).sqrt()
+    assert deviation.abs().max() < 4.5
+    products = (x - mixture.mean())[:, :, None] * (x - mixture.mean())[:, None, :]
+    deviation = (products.mean(0) - covariance) / (products.std(0) / math.sqrt(n))
+    # 25 entries, two-sided 4.5 standard errors: a false alarm has a chance below 2e-4, and the seed is fixed.
+    assert deviation.abs().max() < 4.5
+
+
+def test_standardised_has_mean_zero_and_unit_mean_variance(mixture):
+    scaled = mixture.standardised()
+    assert scaled.mean().abs().max() < 1e-13
+    assert abs(scaled.covariance().trace() / 5 - 1) < 1e-13
+
+
+def test_high_dimension_uses_the_same_formulas():
+    g = _generator(3)
+    dim = 80  # above 64 the squared distances come from a matrix product
+    means = torch.randn(3, dim, generator=g, dtype=torch.float64)
+    factors = torch.randn(3, dim, 4, generator=g, dtype=torch.float64)
+    mixture = GaussianMixture.low_rank(means, factors, 0.2)
+    x = mixture.sample(4, g)
+    full = GaussianMixture.full(means, _component_covariance(mixture))
+    # Condition numbers of about 1e3 in eigh cost three digits of 1e-16 times values of order 1e2.
+    torch.testing.assert_close(mixture.log_density(x, 0.3), full.log_density(x, 0.3), rtol=0, atol=1e-9)
+    torch.testing.assert_close(mixture.denoiser(x, 0.3), full.denoiser(x, 0.3), rtol=0, atol=1e-10)
+    torch.testing.assert_close(mixture.score(x, 0.3), full.score(x, 0.3), rtol=0, atol=1e-9)
+
+
+def test_fit_low_rank_recovers_the_model_and_its_likelihood_beats_neighbours():
+    g = _generator(4)
+    basis = torch.linalg.qr(torch.randn(2, 12, 3, generator=g, dtype=torch.float64)).Q
+    factors = basis * torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
+    means = 5 * torch.randn(2, 12, generator=g, dtype=torch.float64)
+    truth = GaussianMixture.low_rank(means, factors, 0.04, [0.25, 0.75])
+    x = truth.sample(40_000, g)
+    labels = truth.responsibilities(x, 0).argmax(1)
+    fit = GaussianMixture.fit_low_rank(x, labels, 3)
+    # Relative standard error of a variance from 10,000 samples: sqrt(2 / 10^4) = 0.014; of the pooled floor less.
+    torch.testing.assert_close(fit.noise, truth.noise, rtol=0.06, atol=0)
+    torch.testing.assert_close(
+        fit.eigenvalues.sort().values, truth.eigenvalues.sort().values, rtol=0.06, atol=0
+    )
+    torch.testing.assert_close(fit.weights, truth.weights, rtol=0, atol=4 * math.sqrt(0.1875 / 40_000))
+    for noise, stretch in ((1.01, 1), (0.99, 1), (1, 1.01), (1, 0.99)):
+        other = GaussianMixture(
+            fit.weights, fit.means, fit.noise * noise, fit.basis, fit.eigenvalues * stretch
+        )
+        # Maximum likelihood holds class by class; compare within one.
+        rows = x[labels == 0]
+        component = [
+            GaussianMixture([1.0], m.means[:1], m.noise[:1], m.basis[:1], m.eigenvalues[:1])
+            for m in (fit, other)
+        ]
+        assert component[0].log_density(rows).sum() > component[1].log_density(rows).sum()
+
+
+ONE_D = {
+    "points": GaussianMixture.points([-1.3, -0.2, 0.1, 1.9], [0.1, 0.2, 0.3, 0.4]),
+    "narrow in wide": GaussianMixture.isotropic([0.0, 0.3], [1.0, 0.003], [0.6, 0.4]),
+    "wide": GaussianMixture.isotropic([-1.0, 0.5, 2.0], [0.4, 0.2, 0.7]),
+}
+
+
+@pytest.mark.parametrize("name", ONE_D)
+@pytest.mark.parametrize("sigma", [0.02, 0.3, 5.0])
+def test_quadrature_integrates_mass_and_variance(name, sigma):
+    mixture = ONE_D[name]
+    x, weight = mixture.quadrature(sigma)
+    p = weight * mixture.log_density(x, sigma).exp()
+    assert abs(p.sum() - 1) < 1e-12
+    variance = p @ (x[:, 0] - mixture.mean()).square()
+    assert abs(variance / (mixture.covariance()[0, 0] + sigma**2) - 1) < 1e-12
+    # Law of total variance: eps2 = Var[x0] - Var[E[x0 | x]].
+    explained = p @ (mixture.denoiser(x, sigma)[:, 0] - mixture.mean()).square()
+    total = mixture.covariance()[0, 0]
+    assert abs(mixture.eps2(sigma) - (total - explained)) < 1e-12 * total
+
+
+@pytest.mark.parametrize("name", ONE_D)
+def test_monte_carlo_eps2_agrees_with_quadrature(name):
+    sigma = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+    mean, stderr = ONE_D[name].eps2_monte_carlo(sigma, 100_000, _generator(5))
+    assert ((mean - ONE_D[name].eps2(sigma)).abs() < 4 * stderr).all()
+    assert (stderr < 0.02 * mean).all()
+
+
+def test_eps2_and_entropy_of_one_gaussian_are_closed_forms():
+    c, sigma = 0.7, torch.tensor([0.01, 0.4, 9.0], dtype=torch.float64)
+    gaussian = GaussianMixture.isotropic([0.3], c)
+    variance = c**2 * sigma**2 / (c**2 + sigma**2)
+    torch.testing.assert_close(gaussian.eps2(sigma), variance, rtol=1e-13, atol=0)
+    entropy = 0.5 * (2 * math.pi * math.e * variance).log()
+    torch.testing.assert_close(gaussian.conditional_entropy(sigma), entropy, rtol=0, atol=1e-12)
+
+
+def test_entropy_of_points_runs_from_zero_to_that_of_the_weights():
+    mixture = ONE_D["points"]
+    weights = mixture.weights
+    limit = -(weights * weights.log()).sum()
+    entropy = mixture.conditional_entropy([0.01, 1e4])
+    assert 0 <= entropy[0] < 1e-12
+    # At sigma = 1e4 what is still known is I = Var / (2 sigma^2), about 1e-8.
+    assert abs(entropy[1] + 0.5 * mixture.covariance()[0, 0] / 1e8 - limit) < 1e-12
+
+
+BAD = {
+    "weights": lambda: GaussianMixture.points([0.0, 1.0], [0.5, 0.6]),
+    "weights = ": lambda: GaussianMixture.points([0.0, 1.0], [0.0, 1.0]),
+    "weights has shape": lambda: GaussianMixture.points([0.0, 1.0], [1.0]),
+    "means": lambda: GaussianMixture.points([0.0, math.nan]),
+    "means has shape": lambda: GaussianMixture.points(torch.zeros(2, 2, 2)),
+    "std": lambda: GaussianMixture.isotropic([0.0], -1.0),
+    "noise": lambda: GaussianMixture.low_rank(torch.zeros(1, 3), torch.ones(1, 3, 1), -0.1),
+    "noise has shape": lambda: GaussianMixture.low_rank(torch.zeros(1, 3), torch.ones(1, 3, 1), [0.1, 0.1]),
+    "covariances": lambda: GaussianMixture.full(torch.zeros(1, 2), [[[1.0, 0.5], [0.0, 1.0]]]),
+    "covariances have": lambda: GaussianMixture.full(torch.zeros(1, 2), [[[1.0, 2.0], [2.0, 1.0]]]),
+    "covariances (": lambda: GaussianMixture.full(torch.zeros(1, 2), [[1.0]]),
+    "factors": lambda: GaussianMixture.low_rank(torch.zeros(1, 3), torch.ones(1, 3, 3), 0.1),
+    "rank": lambda: GaussianMixture.fit_low_rank(torch.randn(9, 3), torch.zeros(9), 3),
+    "labels": lambda: GaussianMixture.fit_low_rank(torch.randn(9, 3), torch.arange(9), 1),
+    "x (9, 3) and labels": lambda: GaussianMixture.fit_low_rank(torch.randn(9, 3), torch.zeros(8), 1),
+    "sigma": lambda: GaussianMixture.points([0.0, 1.0]).denoiser(torch.zeros(1, 1), 0.0),
+    "sigma = -1": lambda: GaussianMixture.points([0.0, 1.0]).denoiser(torch.zeros(1, 1), -1.0),
+    "sigma has 2": lambda: GaussianMixture.points([0.0, 1.0]).denoiser(torch.zeros(3, 1), [1.0, 2.0]),
+    "sigma[]": lambda: GaussianMixture.points([0.0, 1.0]).denoiser(torch.zeros(1, 1), math.nan),
+    "x has shape": lambda: GaussianMixture.points([0.0, 1.0]).denoiser(torch.zeros(3, 2), 1.0),
+    "x[0, 0]": lambda: GaussianMixture.points([0.0, 1.0]).denoiser([[math.nan]], 1.0),
+    "n = 0": lambda: GaussianMixture.points([0.0, 1.0]).sample(0, _generator()),
+    "n = 1;": lambda: GaussianMixture.points([0.0, 1.0]).eps2_monte_carlo(1.0, 1, _generator()),
+    "dimensions": lambda: GaussianMixture.points(torch.eye(2)).eps2(1.0),
+    "variance 0": lambda: GaussianMixture.points([1.0]).standardised(),
+    "joins points": lambda: GaussianMixture.isotropic([0.0, 1.0], [0.0, 1.0]).conditional_entropy(1.0),
+    "only at sigma > 0": lambda: GaussianMixture.points([0.0, 1.0]).marginal_entropy(0.0),
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_named(words):
+    with pytest.raises(ValueError) as error:
+        BAD[words]()
+    assert words in str(error.value)
