@@ -1,0 +1,494 @@
+"""From a denoiser's squared error to the conditional entropy H[x_0 | x_t], its rate, and times that follow it.
+
+All entropies are in nats, eps2 = E||x_0 - D(x; sigma)||^2 is summed over dimensions, sigma is in data units.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from entropic._check import as_float64, integer, positive, sigma_range
+
+# dphi/dsigma = eps2 / sigma^power
+_POWER = {"entropic": 3, "rescaled": 2}
+
+
+# The rate
+
+
+def rate_from_scores(process, t, conditional, marginal):
+    """dH/dt = (g^2 / 2) (E||grad log p(x_t | x_0)||^2 - E||grad log p_t||^2), nats per unit of t; eq. 10.
+
+    `conditional` = D / (s sigma)^2 and `marginal` are the two mean squared norms at `t`, shaped alike.
+    """
+    gap = as_float64("conditional", conditional) - as_float64("marginal", marginal)
+    return process.diffusion(t).square() / 2 * gap
+
+
+def rate_from_marginal_score(process, t, marginal, dim):
+    """dH/dt = (sigma'/sigma) (dim - s^2 sigma^2 E||grad log p_t||^2), nats per unit of t; eq. 11."""
+    sigma = process.sigma(t)
+    norm = as_float64("marginal", marginal)
+    variance = (process.s(t) * sigma).square()
+    return process.sigma_rate(t) / sigma * (integer("dim", dim, 1) - variance * norm)
+
+
+def rate_from_eps2(sigma, eps2):
+    """dH/dsigma = eps2 / sigma^3, nats per unit of sigma; eq. 13. Multiply by sigma'(t) for dH/dt."""
+    sigma, eps2 = _levels(sigma), _error("eps2", eps2)
+    return eps2 / sigma**3
+
+
+def score_norms(process, mixture, t):
+    """Both mean squared score norms of eq. 10 for a one-dimensional mixture, by quadrature at the times t (n,).
+
+    Returns (conditional, marginal), (n,) each, in the frame of x_t: the score of x_t is that of x_t / s, over s.
+    """
+    t = as_float64("t", t).reshape(-1)
+    s, sigma = process.s(t), process.sigma(t)
+    norms = []
+    for some in sigma.split(512):
+        nodes, weights = zip(*(mixture.quadrature(level) for level in some), strict=True)
+        level = some.repeat_interleave(torch.tensor([len(w) for w in weights]))
+        row = torch.arange(len(some)).repeat_interleave(torch.tensor([len(w) for w in weights]))
+        x = torch.cat(nodes)
+        mass = torch.cat(weights) * mixture.log_density(x, level).exp()
+        norm = mass * mixture.score(x, level)[:, 0].square()
+        norms.append(torch.zeros_like(some).index_add(0, row, norm))
+    return 1 / (s * sigma).square(), torch.cat(norms) / s.square()
+
+
+# The squared error behind a training loss (appendix F); losses are summed over dimensions
+
+
+def eps2_from_edm_loss(loss, sigma, sigma_data=0.5):
+    """eps2 = loss / lambda, lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2: EDM's weighted loss.
+
+    `loss` is lambda E||D - x_0||^2 at `sigma`, without EDM2's learned uncertainty. Source: appendix F.
+    """
+    sigma, data = _levels(sigma), positive("sigma_data", sigma_data)
+    return _error("loss", loss) * (sigma * data).square() / (sigma.square() + data**2)
+
+
+def eps2_from_epsilon_loss(loss, sigma):
+    """eps2 = sigma^2 loss, loss = E||eps - eps_hat||^2 (DDPM): x_0 - x_0_hat = -sigma (eps - eps_hat)."""
+    return _error("loss", loss) * _levels(sigma).square()
+
+
+def eps2_from_v_loss(loss, sigma):
+    """eps2 = loss sigma^2 / (1 + sigma^2), loss = E||v - v_hat||^2 with v = alpha eps - beta x_0 (VP).
+
+    alpha = s = 1 / sqrt(1 + sigma^2), beta = s sigma; x_0_hat = alpha x_t - beta v_hat (Salimans and Ho 2022).
+    """
+    square = _levels(sigma).square()
+    return _error("loss", loss) * square / (1 + square)
+
+
+# From errors to time
+
+
+class Tails(NamedTuple):
+    """Bounds (lower, upper) of the part of phi below sigma[0] and of the part above sigma[-1]."""
+
+    below: tuple[float, float]
+    above: tuple[float, float]
+
+
+class ErrorCurve:
+    """The squared error eps2 of a denoiser at noise levels `sigma`, with its standard error.
+
+    sigma (n,) ascends, above 0, n >= 4; eps2 (n,) >= 0; stderr (n,) >= 0 or None. Everything derived from the
+    curve is linear in eps2, so standard errors propagate exactly: independently from level to level, or, with
+    `common_samples=True` (the same samples at every level, as GaussianMixture.eps2_monte_carlo draws them),
+    as the bound sum |weight| stderr that holds for any correlation. `dim` (D) and `total_variance` (the trace
+    of the data's covariance) are needed only by `tails`. ValueError for anything else.
+    """
+
+    def __init__(self, sigma, eps2, stderr=None, dim=None, total_variance=None, common_samples=False):
+        self.sigma = _levels(sigma)
+        if self.sigma.ndim != 1 or len(self.sigma) < 4:
+            raise ValueError(
+                f"sigma has shape {tuple(self.sigma.shape)}; pass one dimension, 4 levels or more"
+            )
+        if not (self.sigma.diff() > 0).all():
+            index = int((self.sigma.diff() <= 0).nonzero()[0])
+            pair = self.sigma[index : index + 2].tolist()
+            raise ValueError(f"sigma[{index}:{index + 2}] = {pair} does not ascend; sort it, drop duplicates")
+        self.eps2 = _error("eps2", eps2)
+        self.stderr = None if stderr is None else _error("stderr", stderr)
+        for name, value in (("eps2", self.eps2), ("stderr", self.stderr)):
+            if value is not None and value.shape != self.sigma.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}; sigma needs {tuple(self.sigma.shape)}, one a level"
+                )
+        self.dim = None if dim is None else integer("dim", dim, 1)
+        self.total_variance = None if total_variance is None else positive("total_variance", total_variance)
+        self.common_samples = bool(common_samples)
+
+    def entropic(self, rule="spline"):
+        """Entropic time: phi(sigma) = H[x_0 | x] less its value at sigma[0], nats; eq. 14. See `time`."""
+        return self.time("entropic", rule)
+
+    def rescaled(self, rule="spline"):
+        """Rescaled entropic time: the integral of sigma dH = eps2 / sigma^2 dsigma, nats x data units; sec. 5.3."""
+        return self.time("rescaled", rule)
+
+    def time(self, kind, rule="spline"):
+        """The `Time` of a kind ("entropic" or "rescaled"), by one of two rules of integration.
+
+        "spline", order 4: the integrand over log sigma is interpolated by a not-a-knot cubic spline; where noise
+        would make an increment of phi negative, or both ends are 0, the trapezoid takes that interval.
+        "left", order 1: the left Riemann sum over sigma of Algorithm 2, linear between levels (Algorithm 1).
+        """
+        power = _power(kind)
+        sigma = self.sigma
+        if rule == "left":
+            weight = sigma.diff() / sigma[:-1] ** power
+
+            def increments(values):
+                return weight[:, None] * values[:-1]
+
+            slope, slopes = None, None
+        elif rule == "spline":
+            x = sigma.log()
+
+            def slopes(values):
+                return values / sigma[:, None] ** (power - 1)
+
+            slope = slopes(self.eps2[:, None])[:, 0]
+            spline = _spline_increments(x, slope[:, None])[:, 0]
+            rough = (spline <= 0) | (slope[1:] + slope[:-1] == 0)
+
+            def increments(values):
+                y = slopes(values)
+                trapezoid = x.diff()[:, None] / 2 * (y[1:] + y[:-1])
+                return torch.where(rough[:, None], trapezoid, _spline_increments(x, y))
+        else:
+            raise ValueError(f'rule = {rule!r}; use "spline", or "left" for the sum of Algorithm 2')
+        phi = _cumulative(increments(self.eps2[:, None]))[:, 0]
+        linear = None
+        if self.stderr is not None:
+            identity = torch.eye(len(sigma), dtype=torch.float64)
+            linear = (_cumulative(increments(identity)), None if slopes is None else slopes(identity))
+        return Time(sigma, phi, slope, _linear=linear, _combine=self._combine)
+
+    def tails(self, kind, entropy=None):
+        """What phi lacks outside [sigma[0], sigma[-1]]: `Tails(below, above)`, each (lower, upper).
+
+        With snr = 1 / sigma^2 and m(snr) = eps2, m' = -E||Cov[x_0 | x]||_F^2 <= -m^2 / D, since a covariance has
+        ||C||_F^2 >= (tr C)^2 / D, and E (tr C)^2 >= m^2. Hence (1/m)' >= 1/D, and from one known value
+        m_0 = m(snr_0), with a = D / m_0 - snr_0:  m <= D / (a + snr) above snr_0, m >= D / (a + snr) below it.
+        At snr = 0 the value is the total variance V, so also m <= D / (D / V + snr). Integrated, with
+        dphi = m d(1/sigma) (rescaled) and m d(snr) / 2 (entropic), these are exact for Gaussian data N(., c^2 I).
+
+        below: from 0 (point masses) to D / sqrt(a) arctan(sqrt(a) sigma[0]) for the rescaled time; for the
+        entropic time the upper bound is infinite (a differential entropy falls to -infinity), unless `entropy`,
+        the entropy in nats of discrete data, is given. Without `dim` upper bounds below are infinite and those
+        above use m_0 <= m <= V; without `total_variance` the upper bound above is infinite.
+        The bounds take eps2 as exact: they leave out its standard error.
+        """
+        power = _power(kind)
+        low, high = self.sigma[0].item(), self.sigma[-1].item()
+        first, last = self.eps2[0].item(), self.eps2[-1].item()
+        dim = math.inf if self.dim is None else self.dim
+        floor = 0.0 if self.total_variance is None else dim / self.total_variance
+
+        if first == 0:
+            below = 0.0
+        elif math.isinf(dim) or kind == "entropic":
+            below = math.inf
+        else:
+            # A negative a is impossible for an exact error; noise or a poor denoiser can cause one.
+            root = math.sqrt(max(dim / first - 1 / low**2, floor))
+            below = dim * (math.atan(root * low) / root if root else low)
+
+        def above(value, dim, a):
+            # The integral of D / (a + snr) from snr = 0 to 1 / high^2; value = D / a when D is infinite.
+            if math.isinf(dim):
+                return value / high if power == 2 else value / (2 * high**2)
+            if power == 2:
+                return dim / math.sqrt(a) * math.atan(1 / (math.sqrt(a) * high))
+            return dim / 2 * math.log1p(1 / (a * high**2))
+
+        if last == 0:
+            lower = 0.0
+        else:
+            a = dim / last - 1 / high**2
+            lower = above(last, dim if a > 0 else math.inf, a)
+        upper = math.inf
+        if self.total_variance is not None:
+            upper = max(lower, above(self.total_variance, dim, floor))
+        if entropy is not None and kind == "entropic":
+            measured = self.entropic().phi[-1].item()
+            below = min(below, max(0.0, positive("entropy", entropy) - measured - lower))
+        return Tails((0.0, below), (lower, upper))
+
+    def _combine(self, weights):
+        """Standard error of each row of weights @ eps2."""
+        if self.common_samples:
+            return weights.abs() @ self.stderr
+        return (weights.square() @ self.stderr.square()).sqrt()
+
+
+class Time:
+    """A time phi(sigma), increasing, known at the knots `sigma` (n,) and monotone between them.
+
+    `phi` (n,) is in nats (times data units where rescaled). With `slope` = dphi / dlog sigma at the knots, phi
+    is a monotone cubic Hermite interpolant in log sigma (slopes limited as by Fritsch and Carlson 1980); without,
+    it is linear in sigma. `stderr` (n,) is the standard error of phi, which starts at 0, or None.
+    Where the error is zero phi is flat: `sigma_at` then gives the upper end of the flat part.
+    """
+
+    def __init__(self, sigma, phi, slope=None, *, _linear=None, _combine=None):
+        self.sigma, self.phi = _levels(sigma), as_float64("phi", phi)
+        if self.sigma.ndim != 1 or len(self.sigma) < 2 or self.phi.shape != self.sigma.shape:
+            raise ValueError(
+                f"sigma {tuple(self.sigma.shape)} and phi {tuple(self.phi.shape)}: pass one value of phi a level"
+            )
+        if not (self.sigma.diff() > 0).all() or not (self.phi.diff() >= 0).all():
+            raise ValueError("sigma and phi must ascend together; sort them")
+        if not self.phi[-1] > self.phi[0]:
+            raise ValueError(
+                f"phi = {self.phi[0].item()} at every level; an error curve of zeros has no time"
+            )
+        self._log = slope is not None
+        self._x = self.sigma.log() if self._log else self.sigma
+        self._h, self._rise = self._x.diff(), self.phi.diff()
+        secant = self._rise / self._h
+        if self._log:
+            slope = as_float64("slope", slope)
+            if slope.shape != self.phi.shape or not (slope >= 0).all():
+                raise ValueError(f"slope = {slope}; pass dphi / dlog sigma >= 0, one a level")
+            # Slopes of at most three secants keep a cubic monotone.
+            before = torch.cat([secant[:1], secant])
+            after = torch.cat([secant, secant[-1:]])
+            limit = 3 * torch.minimum(before, after)
+            limited = slope > limit
+            slope = torch.where(limited, limit, slope)
+            self._start, self._end = slope[:-1], slope[1:]
+        else:
+            self._start = self._end = secant
+        self.stderr, self._weights = None, None
+        if _linear is not None:
+            weights, slopes = _linear
+            step = weights.diff(dim=0) / self._h[:, None]
+            if self._log:
+                steepest = torch.where(
+                    (before <= after)[:, None], torch.cat([step[:1], step]), torch.cat([step, step[-1:]])
+                )
+                slopes = torch.where(limited[:, None], 3 * steepest, slopes)
+                step = (slopes[:-1], slopes[1:])
+            else:
+                step = (step, step)
+            self._weights, self._slope_weights, self._combine = weights, step, _combine
+            self.stderr = _combine(weights)
+
+    def phi_at(self, sigma):
+        """phi at noise levels within the range of the knots, shaped like `sigma`."""
+        index, u = self._locate(sigma)
+        return self.phi[index] + self._risen(index, u)
+
+    def rate_at(self, sigma):
+        """dphi / dsigma at noise levels within the range of the knots, shaped like `sigma`."""
+        index, u = self._locate(sigma)
+        rate = self._rate(index, u) / self._h[index]
+        return rate / as_float64("sigma", sigma) if self._log else rate
+
+    def stderr_at(self, sigma):
+        """Standard error of phi (measured from the lowest knot) at noise levels, shaped like `sigma`."""
+        return self._combine_or_raise(self._functional(sigma))
+
+    def sigma_at(self, phi):
+        """The noise level at which time phi is reached: the inverse of `phi_at`, shaped like `phi`."""
+        phi = as_float64("phi", phi)
+        low, high = self.phi[0].item(), self.phi[-1].item()
+        slack = 1e-12 * (high - low)
+        bad = ~((phi >= low - slack) & (phi <= high + slack))
+        if bad.any():
+            raise ValueError(f"phi = {phi[bad].flatten()[0].item()}; this time runs from {low} to {high}")
+        phi = phi.clamp(low, high)
+        index = (torch.searchsorted(self.phi, phi.contiguous(), right=True) - 1).clamp(0, len(self._h) - 1)
+        target, rise = phi - self.phi[index], self._rise[index]
+        u = torch.where(rise > 0, target / rise.clamp_min(1e-300), 0.0).clamp(0, 1)
+        bottom, top = torch.zeros_like(u), torch.ones_like(u)
+        # Newton inside a shrinking bracket: the cubic is monotone, so the bracket always holds the root.
+        for _ in range(100):
+            error = self._risen(index, u) - target
+            bottom, top = torch.where(error <= 0, u, bottom), torch.where(error >= 0, u, top)
+            step = u - error / self._rate(index, u)
+            inside = (step >= bottom) & (step <= top)
+            following = torch.where(error == 0, u, torch.where(inside, step, (bottom + top) / 2))
+            moved = (following - u).abs().max() if u.numel() else u.sum()
+            u = following
+            if moved <= 1e-16:
+                break
+        ends = self.sigma[index], self.sigma[index + 1]
+        value = ends[0] * (self._h[index] * u).exp() if self._log else ends[0] + self._h[index] * u
+        return torch.minimum(torch.maximum(value, ends[0]), ends[1])
+
+    def place(self, n, sigma_min=None, sigma_max=None):
+        """`n` noise levels uniform in phi, descending from sigma_max to sigma_min (Algorithm 1, without the 0).
+
+        The range is that of the knots unless given; ValueError where it is not inside it.
+        """
+        sigma, _ = self._placed(n, sigma_min, sigma_max)
+        return sigma
+
+    def place_stderr(self, n, sigma_min=None, sigma_max=None):
+        """Standard errors of the levels that `place` returns, (n,), by the delta method; 0 at both ends."""
+        sigma, share = self._placed(n, sigma_min, sigma_max)
+        weights = self._functional(sigma)
+        wanted = weights[-1] + share[:, None] * (weights[0] - weights[-1])
+        error = self._combine_or_raise(wanted - weights) / self.rate_at(sigma)
+        error[0] = error[-1] = 0.0
+        return error
+
+    def _placed(self, n, sigma_min, sigma_max):
+        n = integer("n", n, 2)
+        low, high = sigma_range(
+            self.sigma[0] if sigma_min is None else sigma_min,
+            self.sigma[-1] if sigma_max is None else sigma_max,
+        )
+        ends = self.phi_at([high, low])
+        if not ends[0] > ends[1]:
+            raise ValueError(
+                f"phi = {ends[0].item()} at both sigma_min = {low} and sigma_max = {high}; widen them: "
+                "no information is lost between"
+            )
+        share = torch.linspace(1.0, 0.0, n, dtype=torch.float64)
+        sigma = self.sigma_at(ends[1] + share * (ends[0] - ends[1])).clamp(low, high)
+        sigma[0], sigma[-1] = high, low
+        return sigma, share
+
+    def _locate(self, sigma):
+        sigma = _levels(sigma)
+        low, high = self.sigma[0].item(), self.sigma[-1].item()
+        # The slack forgives the rounding of a grid's ends, such as those of logspace.
+        bad = ~((sigma >= low * (1 - 1e-9)) & (sigma <= high * (1 + 1e-9)))
+        if bad.any():
+            value = sigma[bad].flatten()[0].item()
+            raise ValueError(f"sigma = {value} is outside the curve, which covers [{low:g}, {high:g}]")
+        sigma = sigma.clamp(low, high)
+        index = (torch.searchsorted(self.sigma, sigma.contiguous(), right=True) - 1).clamp(
+            0, len(self._h) - 1
+        )
+        x = sigma.log() if self._log else sigma
+        return index, ((x - self._x[index]) / self._h[index]).clamp(0, 1)
+
+    def _risen(self, index, u):
+        """phi less its value at the knot `index`, at the fraction u of the interval."""
+        h, rise = self._h[index], self._rise[index]
+        start, end = h * self._start[index], h * self._end[index]
+        # Horner form: no cancellation near u = 0.
+        cubic = u * (start + u * (3 * rise - 2 * start - end + u * (start + end - 2 * rise)))
+        return torch.minimum(cubic.clamp_min(0), rise)
+
+    def _rate(self, index, u):
+        h, rise = self._h[index], self._rise[index]
+        start, end = h * self._start[index], h * self._end[index]
+        return start + u * (2 * (3 * rise - 2 * start - end) + 3 * u * (start + end - 2 * rise))
+
+    def _functional(self, sigma):
+        """The rows w with phi_at(sigma) = w @ eps2, (m, n)."""
+        if self._weights is None:
+            raise ValueError("stderr = None in this curve; pass ErrorCurve the standard error of eps2")
+        index, u = self._locate(as_float64("sigma", sigma).reshape(-1))
+        u, h = u[:, None], self._h[index][:, None]
+        start, end = self._slope_weights
+        w = self._weights
+        rise = w[index + 1] - w[index]
+        return (
+            w[index]
+            + rise * u * u * (3 - 2 * u)
+            + h * start[index] * u * (1 - u) ** 2
+            + h * end[index] * u * u * (u - 1)
+        )
+
+    def _combine_or_raise(self, weights):
+        return self._combine(weights)
+
+
+def time_from_rate(process, rate, sigma, kind="entropic", order=12):
+    """The time of a process, integrated in its own t: phi is the integral of rate(t) dt at the levels `sigma`.
+
+    `rate` maps times (m,) to dH/dt (m,), as eq. 10 gives it; for kind "rescaled" it is multiplied by sigma(t).
+    Gauss-Legendre of `order` nodes between consecutive levels, split at the knots of the process. `sigma` (n,)
+    ascends within the range of the process. By Theorem 5.2 the result does not depend on the process.
+    """
+    sigma = _levels(sigma)
+    if sigma.ndim != 1 or len(sigma) < 2 or not (sigma.diff() > 0).all():
+        raise ValueError(f"sigma = {sigma}; pass one dimension of ascending levels, at least two")
+    _power(kind)
+    node, weight = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(integer("order", order, 1)))
+
+    def weighted(t):
+        value = as_float64("rate(t)", rate(t))
+        return value * process.sigma(t) if kind == "rescaled" else value
+
+    t = process.t(sigma)
+    inside = process.knots[(process.knots > t[0]) & (process.knots < t[-1])]
+    edges = torch.cat([t, inside]).sort().values
+    half, middle = edges.diff() / 2, (edges[1:] + edges[:-1]) / 2
+    value = weighted((middle[:, None] + half[:, None] * node).reshape(-1)).reshape(len(half), -1)
+    total = _cumulative((half * (value @ weight))[:, None])[:, 0]
+    phi = total[torch.searchsorted(edges, t)]
+    slope = weighted(t) * sigma / process.sigma_rate(t)
+    return Time(sigma, phi, slope)
+
+
+# Shared pieces
+
+
+def _levels(sigma):
+    sigma = as_float64("sigma", sigma)
+    if not (sigma > 0).all():
+        raise ValueError(f"sigma = {sigma.min().item()}; a noise level of an error curve is above 0")
+    return sigma
+
+
+def _error(name, value):
+    value = as_float64(name, value)
+    if not (value >= 0).all():
+        raise ValueError(f"{name} = {value.min().item()}; it is a mean of squares, at least 0")
+    return value
+
+
+def _power(kind):
+    if kind not in _POWER:
+        raise ValueError(f'kind = {kind!r}; use "entropic" or "rescaled"')
+    return _POWER[kind]
+
+
+def _cumulative(increments):
+    return torch.cat([torch.zeros_like(increments[:1]), increments.cumsum(0)])
+
+
+def _spline_increments(x, y):
+    """Integrals over each interval of the not-a-knot cubic splines through the columns of y (n, m) at x (n,)."""
+    h = x.diff()[:, None]
+    d = torch.as_tensor(_spline_slopes(x.numpy(), y.numpy()))
+    return h / 2 * (y[1:] + y[:-1]) + h.square() / 12 * (d[:-1] - d[1:])
+
+
+def _spline_slopes(x, y):
+    """Slopes at the knots of the not-a-knot cubic splines: a tridiagonal system, solved by elimination."""
+    h = np.diff(x)
+    secant = np.diff(y, axis=0) / h[:, None]
+    ends = h[0] + h[1], h[-1] + h[-2]
+    upper = np.concatenate([[ends[0]], h[:-1]])
+    lower = np.concatenate([h[1:], [ends[1]]])
+    diagonal = np.concatenate([[h[1]], 2 * (h[:-1] + h[1:]), [h[-2]]])
+    d = np.empty_like(y)
+    d[1:-1] = 3 * (h[1:, None] * secant[:-1] + h[:-1, None] * secant[1:])
+    d[0] = ((h[0] + 2 * ends[0]) * h[1] * secant[0] + h[0] ** 2 * secant[1]) / ends[0]
+    d[-1] = ((h[-1] + 2 * ends[1]) * h[-2] * secant[-1] + h[-1] ** 2 * secant[-2]) / ends[1]
+    for i in range(1, len(x)):
+        factor = lower[i - 1] / diagonal[i - 1]
+        diagonal[i] -= factor * upper[i - 1]
+        d[i] -= factor * d[i - 1]
+    d[-1] /= diagonal[-1]
+    for i in range(len(x) - 2, -1, -1):
+        d[i] = (d[i] - upper[i] * d[i + 1]) / diagonal[i]
+    return d
