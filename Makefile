@@ -1,0 +1,106 @@
+# `make book` and `make test` are all that a fresh machine with Python >= 3.10 and make needs. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PROFILE ?= default
+JOBS ?= 2
+ARGS ?=
+NB ?=
+PORT ?= 8000
+BASE_PYTHON ?= python3
+
+# PYTHON= names a ready environment (say, one made from environment.yml); without it .venv is made from the lock.
+ifdef PYTHON
+PY := $(PYTHON)
+ENVIRONMENT :=
+else
+PY := $(CURDIR)/.venv/bin/python
+ENVIRONMENT := .venv/installed
+endif
+
+# One thread a process: the notebooks and the tests run side by side.
+export OMP_NUM_THREADS ?= 1
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
+EXECUTED := $(NOTEBOOKS:%=book/notebooks/%.ipynb)
+CORE := $(shell find entropic -type f -not -path '*/__pycache__/*')
+PROSE := $(wildcard book/*.md book/*.yml book/*.bib book/_ext/*.py book/_static/* book/results/*) CITATION.cff
+RUN := $(PY) notebooks/run.py
+
+.PHONY: help book test run verify expected status serve bench lint clean executed FORCE
+
+help:  ## list the targets
+	@echo "Targets (variables: NB, PROFILE=smoke|default|paper, ARGS, PYTHON, JOBS, PORT):"
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+	  while IFS='|' read -r name text; do printf '%-16s %s\n' "$$name" "$$text"; done
+
+book: $(ENVIRONMENT) book/_build/profile  ## run the notebooks that changed and build the book (book/_build/html)
+	@$(MAKE) --no-print-directory -j$(JOBS) book/_build/html.done
+	@echo "The book is at book/_build/html/index.html; make serve shows it."
+
+test: $(ENVIRONMENT)  ## every test: mathematics, notebooks in the smoke profile, the book in a browser
+	$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
+
+run: $(ENVIRONMENT)  ## run one notebook into the book: make run NB=one_dimension PROFILE=default ARGS="-p n 16"
+	@test -n "$(NB)" || { echo 'NB= is missing: make run NB=name, one of: $(NOTEBOOKS)'; exit 2; }
+	@$(RUN) run $(NB) --profile $(PROFILE) $(ARGS)
+
+verify: $(ENVIRONMENT)  ## recompute the default profile elsewhere and compare all figures' data with book/expected
+	@rm -rf book/_build/verify
+	@$(RUN) run all --profile default --book book/_build/verify
+	@$(RUN) compare book/_build/verify/_build/results
+
+expected: $(ENVIRONMENT)  ## make the book's present results the expected ones (book/expected, codecheck.yml)
+	@$(RUN) expected
+
+status: $(ENVIRONMENT)  ## which notebooks are ok, stale or failed, and when each ran
+	@$(RUN) status
+
+serve: $(ENVIRONMENT)  ## serve the built book on 127.0.0.1:PORT
+	@test -f book/_build/html/index.html || { echo "There is no book yet: make book"; exit 2; }
+	@echo "http://127.0.0.1:$(PORT)/  (Ctrl-C ends it)"
+	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
+
+bench: $(ENVIRONMENT)  ## print the ratios: exact law against Monte Carlo, log-sigma rule against the left sum
+	$(PY) tests/bench.py
+
+lint: $(ENVIRONMENT)  ## ruff: style and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:  ## remove what was built (the environment stays)
+	rm -rf book/_build book/notebooks notebooks/results build .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# --- the environment ---------------------------------------------------------------------------------------
+.venv/installed: requirements.lock pyproject.toml
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo 'Python 3.10 to 3.13 is needed; name one: make BASE_PYTHON=python3.12 ...'; exit 2; }
+	@echo "Making .venv from requirements.lock (a few minutes, once)"
+	@$(BASE_PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# --- the book ----------------------------------------------------------------------------------------------
+# Holds the profile of the last `make book`, and is new only where that changed: then every notebook runs again.
+book/_build/profile: FORCE
+	@mkdir -p $(@D)
+	@test "$$(cat $@ 2>/dev/null)" = "$(PROFILE)" || echo "$(PROFILE)" > $@
+
+executed: $(EXECUTED)
+
+$(EXECUTED): book/notebooks/%.ipynb: notebooks/%.ipynb $(CORE) $(wildcard notebooks/params/*.yml) book/_build/profile
+	@$(RUN) run $* --profile $(PROFILE)
+
+# The claims are read from the results of the others.
+book/notebooks/claims.ipynb: $(filter-out book/notebooks/claims.ipynb,$(EXECUTED))
+
+# Always from scratch: Sphinx repeats no warning of a page that it does not read again, and -W must see them all.
+book/_build/html.done: $(EXECUTED) $(PROSE)
+	@rm -rf book/_build/html book/_build/.doctrees
+	@echo "Building the html"
+	@$(PY) book/_ext/build.py book
+	@touch $@

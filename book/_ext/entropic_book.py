@@ -1,0 +1,101 @@
+"""What this book adds to Jupyter Book: saved results in the prose, their files, and the "rerun this" line."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+from entropic.figures import read_csv, read_result, result_html
+
+
+class Result(SphinxDirective):
+    """Shows a saved figure or table: ``{result} one_dimension/kl-against-steps``."""
+
+    required_arguments = 1
+
+    def run(self):
+        notebook, _, id = self.arguments[0].partition("/")
+        results = Path(self.env.srcdir, "_build", "results")
+        up = "../" * self.env.docname.count("/")
+        try:
+            sidecar, columns = read_result(notebook, id, results)
+        except ValueError as error:
+            raise self.error(str(error)) from error
+        rows = None
+        if sidecar["kind"] == "table":
+            rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        page = f"{up}notebooks/{notebook}.html#{sidecar['kind'][:3]}-{id}"
+        text = result_html(sidecar, lambda name: f"{up}results/{notebook}/{name}", page, rows)
+        return [nodes.raw("", text, format="html")]
+
+
+class Value(SphinxRole):
+    """A number out of a saved result: ``{value}`one_dimension/kl-against-steps/column/row``` or
+    ``{value}`notebook/id/column/row/.2e``` with its format. Rows count from 0, or from the end with -1."""
+
+    def run(self):
+        try:
+            notebook, id, column, row, *form = self.text.split("/")
+            path = Path(self.env.srcdir, "_build", "results", notebook, f"{id}.csv")
+            value = read_csv(path)[column][int(row)]
+            text = format(value, form[0] if form else ".3g") if isinstance(value, float) else value
+        except (ValueError, KeyError, IndexError, OSError) as error:
+            message = self.inliner.reporter.error(f"value {self.text!r}: {error!r}", line=self.lineno)
+            return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
+        return [nodes.inline("", text.replace("e-0", "e-"), classes=["value"])], []
+
+
+def rerun_line(app, pagename, templatename, context, doctree):
+    """Every page ends with the command that makes it anew."""
+    if doctree is None or "body" not in context:
+        return
+    folder, _, name = pagename.rpartition("/")
+    stamp = Path(app.srcdir, "_build", "runs", f"{name}.json")
+    if folder == "notebooks" and stamp.is_file():
+        record = json.loads(stamp.read_text("utf-8"))
+        overrides = " ".join(f"-p {key} {_word(value)}" for key, value in record["overrides"].items())
+        command = f"make run NB={name} PROFILE={record['profile']}"
+        command += f" ARGS={json.dumps(overrides)}" if overrides else ""
+        used = ", ".join(
+            f"<code>{html.escape(f'{k} = {v!r}')}</code>" for k, v in record["parameters"].items()
+        )
+        day, took = record["started"].replace("T", " ")[:16], f"{record.get('duration', 0):.0f} s"
+        text = f"<p><strong>Rerun this:</strong> <code>{html.escape(command)}</code>, then <code>make book</code></p>"
+        text += f"<p>Parameters: {used or 'none'}. Last run {day} UTC, {took}.</p>"
+    else:
+        text = "<p><strong>Rerun this:</strong> <code>make book</code> builds this page and all that it shows.</p>"
+    context["body"] += f'<aside class="rerun">{text}</aside>'
+
+
+def _word(value):
+    return value if isinstance(value, str) and value.isalnum() else json.dumps(value)
+
+
+def copy_results(app, exception):
+    """The csv, pdf and sidecars that the pages link to."""
+    source = Path(app.srcdir, "_build", "results")
+    if exception is None and app.builder.format == "html" and source.is_dir():
+        shutil.copytree(source, Path(app.outdir, "results"), dirs_exist_ok=True)
+        Path(app.outdir, ".nojekyll").touch()
+
+
+def drop_thebe(app):
+    """sphinx_thebe declares its constants twice on a page, an error there, and nothing here uses it."""
+    for listeners in app.events.listeners.values():
+        for listener in list(listeners):
+            if listener.handler.__module__.startswith("sphinx_thebe"):
+                app.disconnect(listener.id)
+
+
+def setup(app):
+    app.add_directive("result", Result)
+    app.add_role("value", Value())
+    app.connect("html-page-context", rerun_line)
+    app.connect("build-finished", copy_results)
+    app.connect("builder-inited", drop_thebe, priority=1)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

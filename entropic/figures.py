@@ -1,0 +1,458 @@
+"""Figures, tables and claims that carry their own provenance.
+
+Nothing here computes a result. `save_figure` and `save_table` leave a set of files per result in
+``<results>/<notebook>/`` and show the result in a notebook; `record_claims` leaves ``claims.json``
+there; `read_result` and `read_claims` read them back. Where a notebook is executed by
+``notebooks/run.py``, the environment variable ``ENTROPIC_RUN`` says which notebook it is and where its
+results belong; elsewhere they land in ``./results/<notebook>/``.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import html
+import io
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VERDICTS = ("holds", "does not hold", "holds under a condition")
+CLAIM_FIELDS = ("id", "claim", "paper", "tested", "measured", "spread", "verdict", "condition")
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; lightened for the dark page, and without
+# their black and yellow, each of which vanishes on one of the two backgrounds.
+_CYCLE = {
+    "light": ["#0072B2", "#D55E00", "#009E73", "#B8559A", "#C98A00", "#3FA0D8", "#6B6B6B"],
+    "dark": ["#56A8E8", "#FF8A3D", "#2EC99A", "#E8A2CC", "#F2BC42", "#9AD7FA", "#ABABAB"],
+}
+_INK = {"light": ("#222222", "#D5D5D5"), "dark": ("#E4E4E4", "#4A4A4A")}
+_STARTED = time.monotonic()
+_SHOWN: dict[str, int] = {}
+
+
+@contextmanager
+def style(mode="light"):
+    """Matplotlib settings of the book, for the light or the dark page.
+
+    Colours "C0" to "C6" and the text are readable on that page; the background is transparent.
+
+    Raises ValueError where `mode` is neither "light" nor "dark".
+    """
+    import matplotlib as mpl
+
+    if mode not in _CYCLE:
+        raise ValueError(f"mode = {mode!r}: must be 'light' or 'dark'")
+    ink, grid = _INK[mode]
+    with mpl.rc_context():
+        mpl.rcdefaults()  # the figure must not depend on the user's own settings
+        mpl.rcParams.update(
+            {
+                "figure.figsize": (5.6, 3.6),  # at phone width the 11 pt letters then stay above 9 px
+                "figure.constrained_layout.use": True,
+                "figure.facecolor": "none",
+                "axes.facecolor": "none",
+                "savefig.facecolor": "none",
+                "savefig.edgecolor": "none",
+                "font.size": 11,
+                "axes.titlesize": 11,
+                "legend.fontsize": 9.5,
+                "legend.frameon": False,
+                "axes.prop_cycle": mpl.cycler(color=_CYCLE[mode]),
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.grid": True,
+                "grid.color": grid,
+                "grid.linewidth": 0.6,
+                "axes.axisbelow": True,
+                "lines.linewidth": 1.8,
+                "lines.markersize": 4.5,
+                "image.cmap": "viridis",
+                "svg.fonttype": "path",  # letters as outlines: no font is asked for by the reader's machine
+                "pdf.fonttype": 42,
+                "svg.hashsalt": "entropic",
+                **dict.fromkeys(
+                    ["text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"]
+                    + ["xtick.color", "ytick.color", "legend.labelcolor"],
+                    ink,
+                ),
+            }
+        )
+        yield
+
+
+def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str, alt: str, **meta):
+    """Draw a figure for the light and the dark page, and keep it with its data and provenance.
+
+    Files in the notebook's results folder: ``<id>.svg``, ``<id>-dark.svg``, ``<id>.png``, ``<id>.pdf``,
+    the plotted data as ``<id>.csv`` and the sidecar ``<id>.json``. In a notebook the figure is shown, the
+    right variant for the reader's page, with its caption and links to those files. The same inputs give
+    the same bytes, the sidecar's times aside.
+
+    draw: called once a style, without arguments; returns a Matplotlib figure
+    id: short name, lower-case letters, digits and hyphens
+    data: column -> array (all of one length), or series name -> such a mapping; the latter becomes one long
+        table with a first column ``series``
+    caption: states NFE, samples, seeds and the spread; ``$...$`` is set as mathematics
+    alt: what the figure shows, for those who do not see it
+    meta: further entries of the sidecar, e.g. ``seed``, ``device``
+
+    Raises ValueError for a bad id, an empty caption or alt text, and columns of unequal length.
+    """
+    import matplotlib.pyplot as plt
+
+    _check_text(id, caption=caption, alt=alt)
+    if not callable(draw):
+        raise ValueError(f"draw = {draw!r}: must be a function that draws and returns a figure")
+    columns = _columns(data)
+    out = _out_dir()
+    files = {"csv": f"{id}.csv", "svg": f"{id}.svg", "svg_dark": f"{id}-dark.svg"}
+    files |= {"png": f"{id}.png", "pdf": f"{id}.pdf"}
+    for mode, key in (("light", "svg"), ("dark", "svg_dark")):
+        with style(mode):
+            fig = draw()
+            if not hasattr(fig, "savefig"):
+                raise ValueError(f"draw() returned {type(fig).__name__}: must return a Matplotlib figure")
+            size = [round(float(v), 3) for v in fig.get_size_inches()]
+            _save(fig, out / files[key], format="svg", metadata={"Date": None}, dpi=150)
+            if mode == "light":
+                _save(fig, out / files["png"], format="png", dpi=160, facecolor="white")
+                _save(
+                    fig, out / files["pdf"], format="pdf", facecolor="white", metadata={"CreationDate": None}
+                )
+            plt.close(fig)
+    sidecar = _leave(
+        out, "figure", id, files, columns, {"caption": caption, "alt": alt, "size": size, **meta}
+    )
+    _show(result_html(sidecar, *_links(out)))
+
+
+def save_table(rows: Sequence[Mapping], id: str, caption: str, *, columns: Mapping | None = None, **meta):
+    """Show a table that scrolls inside its own frame, and keep it as ``<id>.csv`` with a sidecar.
+
+    rows: mappings of column -> number or text, all with the same keys; ``$...$`` is set as mathematics
+    columns: column -> heading, for those that shall be shown (all stay in the csv), in this order
+
+    Raises ValueError for a bad id, an empty caption, no rows, and rows whose keys differ.
+    """
+    _check_text(id, caption=caption)
+    rows = [dict(row) for row in rows]
+    if not rows:
+        raise ValueError("rows = []: a table needs at least one row")
+    for i, row in enumerate(rows):
+        if list(row) != list(rows[0]):
+            raise ValueError(f"rows[{i}] has columns {list(row)}: must be those of rows[0], {list(rows[0])}")
+    columns = dict(columns) if columns is not None else {key: key for key in rows[0]}
+    for key in columns:
+        if key not in rows[0]:
+            raise ValueError(f"columns names {key!r}: must be one of {list(rows[0])}")
+    table = {key: [row[key] for row in rows] for key in rows[0]}
+    out = _out_dir()
+    sidecar = _leave(
+        out, "table", id, {"csv": f"{id}.csv"}, table, {"caption": caption, "head": columns, **meta}
+    )
+    _show(result_html(sidecar, *_links(out), rows=rows))
+
+
+def record_claims(claims: Sequence[Mapping]):
+    """Leave the verdicts on the paper's claims that this notebook touches, as ``claims.json``.
+
+    Each claim has the fields of `CLAIM_FIELDS`: a short ``id``, the ``claim`` in our words, where it stands in
+    the ``paper``, where it is ``tested``, the ``measured`` value and its ``spread`` (numbers or text), a
+    ``verdict`` out of `VERDICTS`, and the ``condition`` ("" unless it holds only under one).
+
+    Raises ValueError for a missing or unknown field, an unknown verdict, a repeated id, a NaN, and a condition
+    that is missing where the verdict needs one.
+    """
+    claims, seen = [dict(claim) for claim in claims], set()
+    for claim in claims:
+        name = claim.get("id")
+        if set(claim) - {"condition"} != set(CLAIM_FIELDS) - {"condition"}:
+            raise ValueError(f"claim {name!r} has fields {sorted(claim)}: must be {sorted(CLAIM_FIELDS)}")
+        claim.setdefault("condition", "")
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
+            raise ValueError(f"id = {name!r}: must be lower-case letters, digits, dots and hyphens")
+        if name in seen:
+            raise ValueError(f"id = {name!r} occurs twice: each claim needs its own")
+        if claim["verdict"] not in VERDICTS:
+            raise ValueError(f"verdict = {claim['verdict']!r} of claim {name!r}: must be one of {VERDICTS}")
+        if (claim["verdict"] == "holds under a condition") != bool(claim["condition"]):
+            raise ValueError(
+                f"condition = {claim['condition']!r} of claim {name!r}: must be given with the verdict "
+                "'holds under a condition', and only with it"
+            )
+        for field in ("measured", "spread"):
+            claim[field] = _plain(claim[field])
+            if isinstance(claim[field], float) and not math.isfinite(claim[field]):
+                raise ValueError(f"{field} = {claim[field]} of claim {name!r}: must be finite, or text")
+        seen.add(name)
+    ordered = [{field: claim[field] for field in CLAIM_FIELDS} for claim in claims]
+    _write(_out_dir() / "claims.json", json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_claims(results=None) -> list[dict]:
+    """All recorded claims, each with the name of its ``notebook``, in the order of the notebooks' names.
+
+    results: the folder that holds one folder a notebook; by default that of the current run
+    """
+    found = []
+    for path in sorted(_results_root(results).glob("*/claims.json")):
+        found += [{"notebook": path.parent.name, **claim} for claim in json.loads(path.read_text("utf-8"))]
+    return found
+
+
+def read_result(notebook: str, id: str, results=None) -> tuple[dict, dict[str, list]]:
+    """The sidecar of a saved figure or table, and its columns (numbers where every entry is one).
+
+    Raises ValueError where there is no such result.
+    """
+    path = _results_root(results) / notebook / f"{id}.json"
+    if not path.is_file():
+        raise ValueError(f"id = {id!r}: notebook {notebook!r} has left no such result; run it first")
+    return json.loads(path.read_text("utf-8")), read_csv(path.with_suffix(".csv"))
+
+
+def read_csv(path) -> dict[str, list]:
+    """The columns of a csv, as numbers where every entry that is not empty is one (empty -> NaN)."""
+    with open(path, encoding="utf-8", newline="") as f:
+        head, *rows = list(csv.reader(f))
+    columns = {}
+    for j, name in enumerate(head):
+        cells = [row[j] for row in rows]
+        try:
+            columns[name] = [float(cell) if cell else math.nan for cell in cells]
+        except ValueError:
+            columns[name] = cells
+    return columns
+
+
+def result_html(sidecar: Mapping, link: Callable[[str], str], source: str | None, rows=None) -> str:
+    """The html of a saved figure or table. `link` gives the address of one of its files."""
+    id, notebook, kind = sidecar["id"], sidecar["notebook"], sidecar["kind"]
+    files = sidecar["files"]
+    if kind == "figure":
+        width, height = (round(96 * v) for v in sidecar["size"])
+        # Wider figures scroll inside their frame on a phone instead of shrinking their letters away.
+        attrs = (
+            f'width="{width}" height="{height}" style="min-width: min({width}px, {round(62 * width / 96)}px)"'
+        )
+        alt = html.escape(sidecar["alt"], quote=True)
+        body = "".join(
+            f'<img class="only-{mode}" src="{link(files[key])}" alt="{alt}" loading="lazy" {attrs}>'
+            for mode, key in (("light", "svg"), ("dark", "svg_dark"))
+        )
+    else:
+        head = sidecar["head"]
+        if rows is None:
+            raise ValueError("rows = None: a table is shown from its rows")
+        cells = [[_cell(row[key]) for key in head] for row in rows]
+        body = '<table class="table"><thead><tr>'
+        body += (
+            "".join(f'<th scope="col">{_text(name)}</th>' for name in head.values()) + "</tr></thead><tbody>"
+        )
+        body += "".join("<tr>" + "".join(row) + "</tr>" for row in cells) + "</tbody></table>"
+    number = f"{kind.capitalize()} {sidecar['number']}"
+    links = [
+        ("data", files["csv"]),
+        ("png", files.get("png")),
+        ("pdf", files.get("pdf")),
+        ("provenance", f"{id}.json"),
+    ]
+    anchors = [f'<a href="{link(name)}">{text}</a>' for text, name in links if name]
+    if source:
+        anchors.append(f'<a href="{source}">notebook</a>')
+    return (
+        f'<figure class="entropic-{kind}" id="{kind[:3]}-{id}">'
+        f'<div class="frame" tabindex="0" role="group" aria-label="{number}">{body}</div>'
+        f"<figcaption><p><strong>{number}.</strong> {_text(sidecar['caption'])}</p>"
+        f'<p class="files"><code>{notebook}/{id}</code> · {" · ".join(anchors)}</p></figcaption></figure>'
+    )
+
+
+def _cell(value) -> str:
+    value = _plain(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"<td>{_text('' if value is None else str(value))}</td>"
+    return f'<td class="number">{value if isinstance(value, int) else format(value, ".4g")}</td>'
+
+
+def _text(text: str) -> str:
+    """Escaped text, with what stands between dollars left to MathJax."""
+    parts = re.split(r"(?<!\\)\$(.+?)(?<!\\)\$", text)
+    return "".join(
+        f'<span class="math notranslate nohighlight">\\({html.escape(part)}\\)</span>'
+        if i % 2
+        else html.escape(part)
+        for i, part in enumerate(parts)
+    )
+
+
+def _check_text(id, **texts):
+    if not isinstance(id, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", id):
+        raise ValueError(f"id = {id!r}: must be lower-case letters and digits, joined by hyphens")
+    for name, text in texts.items():
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name} = {text!r}: must say something")
+
+
+def _plain(value):
+    """A Python number, text or list out of a tensor, an array or a NumPy number."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _columns(data: Mapping) -> dict[str, list]:
+    if not isinstance(data, Mapping) or not data:
+        raise ValueError(f"data = {data!r}: must map column names to arrays")
+    if all(isinstance(v, Mapping) for v in data.values()):
+        names = list(dict.fromkeys(name for series in data.values() for name in series))
+        table: dict[str, list] = {"series": []} | {name: [] for name in names}
+        for label, series in data.items():
+            part = _columns(series)
+            n = len(next(iter(part.values())))
+            table["series"] += [str(label)] * n
+            for name in names:
+                table[name] += part.get(name, [""] * n)
+        return table
+    columns = {str(name): list(np.atleast_1d(_plain(values)).tolist()) for name, values in data.items()}
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"data has columns of lengths {lengths}: must be of one length; nest unequal series")
+    for name, values in columns.items():
+        if any(isinstance(v, list) for v in values):
+            raise ValueError(f"data[{name!r}] has more than one dimension: must be a column")
+    return columns
+
+
+def _csv(columns: Mapping[str, list]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow(format(v, ".10g") if isinstance(v, float) else v for v in map(_plain, row))
+    return out.getvalue()
+
+
+def _leave(out: Path, kind: str, id: str, files: dict, columns: Mapping, entries: dict) -> dict:
+    run = _run()
+    text = _csv(columns)
+    _write(out / files["csv"], text)
+    number = _SHOWN.setdefault(f"{kind}:{id}", 1 + sum(key.startswith(kind) for key in _SHOWN))
+    parameters = run.get("parameters", {})
+    sidecar = {
+        "kind": kind,
+        "id": id,
+        "number": number,
+        "notebook": run["notebook"],
+        "profile": run.get("profile"),
+        "parameters": parameters,
+        "seed": parameters.get("seed"),
+        **_git(),
+        "versions": _versions(),
+        "device": f"cpu ({platform.machine()}, {os.cpu_count()} cores)",
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "duration": round(
+            time.time() - run["started"] if "started" in run else time.monotonic() - _STARTED, 3
+        ),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "files": files,
+        **{key: _plain(value) for key, value in entries.items()},
+    }
+    _write(out / f"{id}.json", json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n")
+    return sidecar
+
+
+def _run() -> dict:
+    return {"notebook": "scratch"} | json.loads(os.environ.get("ENTROPIC_RUN", "{}"))
+
+
+def _out_dir() -> Path:
+    run = _run()
+    out = Path(run.get("out") or Path("results") / run["notebook"])
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _results_root(results) -> Path:
+    return Path(results or _run().get("results") or "results")
+
+
+def _links(out: Path):
+    """How the shown html reaches the files: by address in the book, by value elsewhere."""
+    run = _run()
+    if "out" in run:
+        return (
+            lambda name: f"../results/{run['notebook']}/{name}",
+            f"../_sources/notebooks/{run['notebook']}.ipynb",
+        )
+
+    def link(name):
+        if not name.endswith(".svg"):
+            return f"results/{run['notebook']}/{name}"
+        return "data:image/svg+xml;base64," + base64.b64encode((out / name).read_bytes()).decode()
+
+    return link, None
+
+
+def _show(text: str):
+    try:
+        from IPython import get_ipython
+        from IPython.display import HTML, display
+    except ImportError:
+        return
+    if get_ipython() is not None:
+        display(HTML(text))
+
+
+def _save(fig, path: Path, **kwargs):
+    part = path.with_name(f".{path.name}.part")
+    fig.savefig(part, **kwargs)
+    os.replace(part, path)
+
+
+def _write(path: Path, text: str):
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+@lru_cache
+def _git() -> dict:
+    """The commit of this package and whether its tree is changed; None where it is not under git."""
+
+    def git(*args):
+        return subprocess.run(
+            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # else we'd name the commit of a folder around us
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+@lru_cache
+def _versions() -> dict:
+    found = {"python": platform.python_version()}
+    for name in ("entropic", "torch", "numpy", "matplotlib"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
