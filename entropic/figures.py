@@ -85,12 +85,10 @@ def style(mode="light"):
                 "svg.fonttype": "path",  # letters as outlines: no font is asked for by the reader's machine
                 "pdf.fonttype": 42,
                 "svg.hashsalt": "entropic",
-                **dict.fromkeys(
-                    ["text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"]
-                    + ["xtick.color", "ytick.color", "legend.labelcolor"],
-                    ink,
-                ),
             }
+            | {f"{part}.color": ink for part in ("text", "xtick", "ytick")}
+            | {f"axes.{part}color": ink for part in ("label", "edge", "title")}
+            | {"legend.labelcolor": ink}
         )
         yield
 
@@ -171,12 +169,12 @@ def save_table(rows: Sequence[Mapping], id: str, caption: str, *, columns: Mappi
 def record_claims(claims: Sequence[Mapping]):
     """Leave the verdicts on the paper's claims that this notebook touches, as ``claims.json``.
 
-    Each claim has the fields of `CLAIM_FIELDS`: a short ``id``, the ``claim`` in our words, where it stands in
-    the ``paper``, where it is ``tested``, the ``measured`` value and its ``spread`` (numbers or text), a
+    Each claim has the fields of `CLAIM_FIELDS`: a short ``id``, the ``claim`` in our words, where it stands
+    in the ``paper``, where it is ``tested``, the ``measured`` value and its ``spread`` (numbers or text), a
     ``verdict`` out of `VERDICTS`, and the ``condition`` ("" unless it holds only under one).
 
-    Raises ValueError for a missing or unknown field, an unknown verdict, a repeated id, a NaN, and a condition
-    that is missing where the verdict needs one.
+    Raises ValueError for a missing or unknown field, an unknown verdict, a repeated id, a NaN, and a
+    condition that is missing where the verdict needs one.
     """
     claims, seen = [dict(claim) for claim in claims], set()
     for claim in claims:
@@ -246,33 +244,28 @@ def result_html(sidecar: Mapping, link: Callable[[str], str], source: str | None
     files = sidecar["files"]
     if kind == "figure":
         width, height = (round(96 * v) for v in sidecar["size"])
-        # Wider figures scroll inside their frame on a phone instead of shrinking their letters away.
-        attrs = (
-            f'width="{width}" height="{height}" style="min-width: min({width}px, {round(62 * width / 96)}px)"'
-        )
+        # Wide figures scroll inside their frame on a phone instead of shrinking their letters away.
+        size = f'width="{width}" height="{height}" style="min-width: {round(0.6 * width)}px"'
         alt = html.escape(sidecar["alt"], quote=True)
         body = "".join(
-            f'<img class="only-{mode}" src="{link(files[key])}" alt="{alt}" loading="lazy" {attrs}>'
+            f'<img class="only-{mode}" src="{link(files[key])}" alt="{alt}" loading="lazy" {size}>'
             for mode, key in (("light", "svg"), ("dark", "svg_dark"))
         )
     else:
         head = sidecar["head"]
         if rows is None:
             raise ValueError("rows = None: a table is shown from its rows")
-        cells = [[_cell(row[key]) for key in head] for row in rows]
-        body = '<table class="table"><thead><tr>'
-        body += (
-            "".join(f'<th scope="col">{_text(name)}</th>' for name in head.values()) + "</tr></thead><tbody>"
-        )
-        body += "".join("<tr>" + "".join(row) + "</tr>" for row in cells) + "</tbody></table>"
+        names = "".join(f'<th scope="col">{_text(name)}</th>' for name in head.values())
+        lines = "".join("<tr>" + "".join(_cell(row[key]) for key in head) + "</tr>" for row in rows)
+        body = f'<table class="table"><thead><tr>{names}</tr></thead><tbody>{lines}</tbody></table>'
     number = f"{kind.capitalize()} {sidecar['number']}"
-    links = [
-        ("data", files["csv"]),
-        ("png", files.get("png")),
-        ("pdf", files.get("pdf")),
-        ("provenance", f"{id}.json"),
-    ]
-    anchors = [f'<a href="{link(name)}">{text}</a>' for text, name in links if name]
+    named = {
+        "data": files["csv"],
+        "png": files.get("png"),
+        "pdf": files.get("pdf"),
+        "provenance": f"{id}.json",
+    }
+    anchors = [f'<a href="{link(name)}">{text}</a>' for text, name in named.items() if name]
     if source:
         anchors.append(f'<a href="{source}">notebook</a>')
     return (
@@ -292,18 +285,16 @@ def _cell(value) -> str:
 
 def _text(text: str) -> str:
     """Escaped text, with what stands between dollars left to MathJax."""
-    parts = re.split(r"(?<!\\)\$(.+?)(?<!\\)\$", text)
-    return "".join(
-        f'<span class="math notranslate nohighlight">\\({html.escape(part)}\\)</span>'
-        if i % 2
-        else html.escape(part)
-        for i, part in enumerate(parts)
-    )
+    parts = [html.escape(part) for part in re.split(r"(?<!\\)\$(.+?)(?<!\\)\$", text)]
+    parts[1::2] = [f'<span class="math notranslate nohighlight">\\({part}\\)</span>' for part in parts[1::2]]
+    return "".join(parts)
 
 
 def _check_text(id, **texts):
     if not isinstance(id, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", id):
         raise ValueError(f"id = {id!r}: must be lower-case letters and digits, joined by hyphens")
+    if id == "claims":
+        raise ValueError("id = 'claims': must be another, since claims.json holds the recorded claims")
     for name, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{name} = {text!r}: must say something")

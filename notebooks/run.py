@@ -46,9 +46,7 @@ def names() -> list[str]:
     order = list(yaml.safe_load((HERE / "params" / "default.yml").read_text("utf-8")))
     found = {path.stem for path in HERE.glob("*.ipynb")}
     if found != set(order):
-        raise Refused(
-            f"params/default.yml lists {sorted(order)}, but notebooks/ holds {sorted(found)}: make them agree"
-        )
+        raise Refused(f"params/default.yml lists {sorted(order)}, notebooks/ holds {sorted(found)}")
     return order
 
 
@@ -85,9 +83,8 @@ def chosen_parameters(notebook: Path, profile: str, overrides: dict) -> dict:
     for where, given in ((f"params/{profile}.yml", values), ("-p", overrides)):
         for key in given:
             if key not in known:
-                raise Refused(
-                    f"{where}: notebook {notebook.stem!r} has no parameter {key!r}; it has {', '.join(known) or 'none'}"
-                )
+                has = ", ".join(known) or "none"
+                raise Refused(f"{where}: notebook {notebook.stem!r} has no parameter {key!r}; it has {has}")
     return {**values, **overrides}
 
 
@@ -192,7 +189,8 @@ def _execute(source: Path, executed: Path, parameters: dict, cwd: str, label: st
                 progress_bar=False,
                 cwd=cwd,
                 request_save_on_cell_execute=False,
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                shutdown_kernel="immediate",
+                config=Config({"KernelManager": {"transport": "ipc"}}),  # the other is warned about
             )
     except PapermillExecutionError as error:
         return _account(error)
@@ -251,21 +249,16 @@ def print_status(book: Path) -> bool:
     rows = [("notebook", "state", "last run", "took", "profile", "")]
     states = [status(name, book) for name in names()]
     for name, state in zip(names(), states, strict=True):
-        when = (
-            datetime.fromisoformat(state["started"]).astimezone().strftime("%Y-%m-%d %H:%M")
-            if "started" in state
-            else "-"
-        )
+        when = "-"
+        if "started" in state:
+            when = datetime.fromisoformat(state["started"]).astimezone().strftime("%Y-%m-%d %H:%M")
         took = f"{state['duration']:.0f} s" if "duration" in state else "-"
         changed = "".join(f" {key}={value}" for key, value in state.get("overrides", {}).items())
         rows.append((name, state["state"], when, took, state.get("profile", "-") + changed, state["why"]))
     widths = [max(len(row[j]) for row in rows) for j in range(5)]
     for row in rows:
-        print(
-            "  ".join(
-                [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]
-            ).rstrip()
-        )
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        print("  ".join([*cells, row[5]]).rstrip())
     return all(state["state"] == "ok" for state in states)
 
 
@@ -339,34 +332,27 @@ def refresh_expected(book: Path, expected: Path):
     for name in names():
         state = status(name, book)
         if state["state"] != "ok" or state["profile"] != "default" or state["overrides"]:
-            raise Refused(
-                f"notebook {name!r} is {state['state']}, profile {state.get('profile')}: run `make book` first"
-            )
+            how = f"{state['state']}, profile {state.get('profile')}"
+            raise Refused(f"notebook {name!r} is {how}: run `make book` with the default profile first")
     for old in expected.glob("*/*.csv"):
         old.unlink()
     manifest = []
     for name in names():
-        sidecars = [
-            json.loads(p.read_text("utf-8"))
-            for p in (book / "_build" / "results" / name).glob("*.json")
-            if p.name != "claims.json"
-        ]
+        results = book / "_build" / "results" / name
+        files = [path for path in results.glob("*.json") if path.name != "claims.json"]
+        sidecars = [json.loads(path.read_text("utf-8")) for path in files]
         for sidecar in sorted(sidecars, key=lambda s: (s["kind"], s["number"])):
-            (expected / name).mkdir(parents=True, exist_ok=True)
             file = sidecar["files"]["csv"]
-            shutil.copyfile(book / "_build" / "results" / name / file, expected / name / file)
-            caption = " ".join(sidecar["caption"].split())
-            first = re.split(r"(?<=[.:;]) ", caption)[0]
-            manifest.append(
-                {"file": f"book/_build/results/{name}/{file}", "comment": f"{sidecar['kind']}: {first}"}
-            )
-    check = ROOT / "codecheck.yml"
-    if expected == ROOT / "book" / "expected":
-        about = yaml.safe_load(check.read_text("utf-8"))
-        about["manifest"] = manifest
-        head = "".join(
-            line for line in check.read_text("utf-8").splitlines(keepends=True) if line.startswith("#")
-        )
+            (expected / name).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(results / file, expected / name / file)
+            first = re.split(r"(?<=[.:;]) ", " ".join(sidecar["caption"].split()))[0]
+            path = f"book/_build/results/{name}/{file}"
+            manifest.append({"file": path, "comment": f"{sidecar['kind']}: {first}"})
+    if book == ROOT / "book":
+        check = ROOT / "codecheck.yml"
+        text = check.read_text("utf-8")
+        about = yaml.safe_load(text) | {"manifest": manifest}
+        head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
         check.write_text(
             head + yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=110), "utf-8"
         )

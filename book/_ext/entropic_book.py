@@ -65,10 +65,14 @@ def rerun_line(app, pagename, templatename, context, doctree):
             f"<code>{html.escape(f'{k} = {v!r}')}</code>" for k, v in record["parameters"].items()
         )
         day, took = record["started"].replace("T", " ")[:16], f"{record.get('duration', 0):.0f} s"
-        text = f"<p><strong>Rerun this:</strong> <code>{html.escape(command)}</code>, then <code>make book</code></p>"
-        text += f"<p>Parameters: {used or 'none'}. Last run {day} UTC, {took}.</p>"
+        text = (
+            f"<strong>Rerun this:</strong> <code>{html.escape(command)}</code>, then <code>make book</code>."
+        )
+        text = f"<p>{text}</p><p>Parameters: {used or 'none'}. Last run {day} UTC, {took}.</p>"
     else:
-        text = "<p><strong>Rerun this:</strong> <code>make book</code> builds this page and all that it shows.</p>"
+        text = (
+            "<p><strong>Rerun this:</strong> <code>make book</code> builds this page and what it shows.</p>"
+        )
     context["body"] += f'<aside class="rerun">{text}</aside>'
 
 
