@@ -1,4 +1,4 @@
-"""From a denoiser's squared error to the conditional entropy H[x_0 | x_t], its rate, and times that follow it.
+"""From a denoiser's squared error to the conditional entropy H[x_0 | x_t], its rate, and times that follow.
 
 All entropies are in nats, eps2 = E||x_0 - D(x; sigma)||^2 is summed over dimensions, sigma is in data units.
 """
@@ -42,9 +42,9 @@ def rate_from_eps2(sigma, eps2):
 
 
 def score_norms(process, mixture, t):
-    """Both mean squared score norms of eq. 10 for a one-dimensional mixture, by quadrature at the times t (n,).
+    """Both mean squared score norms of eq. 10 for a one-dimensional mixture, by quadrature at times t (n,).
 
-    Returns (conditional, marginal), (n,) each, in the frame of x_t: the score of x_t is that of x_t / s, over s.
+    Returns (conditional, marginal), (n,) each, in the frame of x_t, whose score is that of x_t / s, over s.
     """
     t = as_float64("t", t).reshape(-1)
     s, sigma = process.s(t), process.sigma(t)
@@ -80,7 +80,8 @@ def eps2_from_epsilon_loss(loss, sigma):
 def eps2_from_v_loss(loss, sigma):
     """eps2 = loss sigma^2 / (1 + sigma^2), loss = E||v - v_hat||^2 with v = alpha eps - beta x_0 (VP).
 
-    alpha = s = 1 / sqrt(1 + sigma^2), beta = s sigma; x_0_hat = alpha x_t - beta v_hat (Salimans and Ho 2022).
+    alpha = s = 1 / sqrt(1 + sigma^2), beta = s sigma, x_0_hat = alpha x_t - beta v_hat.
+    Source: Salimans and Ho (2022), appendix D.
     """
     square = _levels(sigma).square()
     return _error("loss", loss) * square / (1 + square)
@@ -121,7 +122,7 @@ class ErrorCurve:
         for name, value in (("eps2", self.eps2), ("stderr", self.stderr)):
             if value is not None and value.shape != self.sigma.shape:
                 raise ValueError(
-                    f"{name} has shape {tuple(value.shape)}; sigma needs {tuple(self.sigma.shape)}, one a level"
+                    f"{name} has shape {tuple(value.shape)}; pass one a level, {tuple(self.sigma.shape)}"
                 )
         self.dim = None if dim is None else integer("dim", dim, 1)
         self.total_variance = None if total_variance is None else positive("total_variance", total_variance)
@@ -132,13 +133,13 @@ class ErrorCurve:
         return self.time("entropic", rule)
 
     def rescaled(self, rule="spline"):
-        """Rescaled entropic time: the integral of sigma dH = eps2 / sigma^2 dsigma, nats x data units; sec. 5.3."""
+        """Rescaled entropic time: the integral of sigma dH = eps2 / sigma^2 dsigma; section 5.3."""
         return self.time("rescaled", rule)
 
     def time(self, kind, rule="spline"):
         """The `Time` of a kind ("entropic" or "rescaled"), by one of two rules of integration.
 
-        "spline", order 4: the integrand over log sigma is interpolated by a not-a-knot cubic spline; where noise
+        "spline", order 4: the integral over log sigma of the integrand's not-a-knot cubic spline; where noise
         would make an increment of phi negative, or both ends are 0, the trapezoid takes that interval.
         "left", order 1: the left Riemann sum over sigma of Algorithm 2, linear between levels (Algorithm 1).
         """
@@ -177,16 +178,16 @@ class ErrorCurve:
     def tails(self, kind, entropy=None):
         """What phi lacks outside [sigma[0], sigma[-1]]: `Tails(below, above)`, each (lower, upper).
 
-        With snr = 1 / sigma^2 and m(snr) = eps2, m' = -E||Cov[x_0 | x]||_F^2 <= -m^2 / D, since a covariance has
-        ||C||_F^2 >= (tr C)^2 / D, and E (tr C)^2 >= m^2. Hence (1/m)' >= 1/D, and from one known value
-        m_0 = m(snr_0), with a = D / m_0 - snr_0:  m <= D / (a + snr) above snr_0, m >= D / (a + snr) below it.
-        At snr = 0 the value is the total variance V, so also m <= D / (D / V + snr). Integrated, with
-        dphi = m d(1/sigma) (rescaled) and m d(snr) / 2 (entropic), these are exact for Gaussian data N(., c^2 I).
+        With snr = 1 / sigma^2 and m(snr) = eps2, m' = -E||Cov[x_0 | x]||_F^2 <= -m^2 / D, because a
+        covariance has ||C||_F^2 >= (tr C)^2 / D, and E (tr C)^2 >= m^2. So (1/m)' >= 1/D, and one known value
+        m_0 = m(snr_0) gives, with a = D / m_0 - snr_0, m <= D / (a + snr) above snr_0 and m >= D / (a + snr)
+        below it. At snr = 0 the value is the total variance V, hence also m <= D / (D / V + snr). Integrated,
+        with dphi = m d(1/sigma) (rescaled) and m d(snr) / 2 (entropic); exact for Gaussian data N(., c^2 I).
 
-        below: from 0 (point masses) to D / sqrt(a) arctan(sqrt(a) sigma[0]) for the rescaled time; for the
-        entropic time the upper bound is infinite (a differential entropy falls to -infinity), unless `entropy`,
-        the entropy in nats of discrete data, is given. Without `dim` upper bounds below are infinite and those
-        above use m_0 <= m <= V; without `total_variance` the upper bound above is infinite.
+        below: from 0 (reached by point masses) to D / sqrt(a) arctan(sqrt(a) sigma[0]) for the rescaled time.
+        The entropic time has no upper bound there, as a differential entropy falls to -infinity, unless
+        `entropy`, the entropy in nats of discrete data, is given. Without `dim` upper bounds below are
+        infinite and those above use m_0 <= m <= V; without `total_variance` the one above is infinite.
         The bounds take eps2 as exact: they leave out its standard error.
         """
         power = _power(kind)
@@ -235,9 +236,9 @@ class ErrorCurve:
 class Time:
     """A time phi(sigma), increasing, known at the knots `sigma` (n,) and monotone between them.
 
-    `phi` (n,) is in nats (times data units where rescaled). With `slope` = dphi / dlog sigma at the knots, phi
-    is a monotone cubic Hermite interpolant in log sigma (slopes limited as by Fritsch and Carlson 1980); without,
-    it is linear in sigma. `stderr` (n,) is the standard error of phi, which starts at 0, or None.
+    `phi` (n,) is in nats (times data units where rescaled). With `slope` = dphi / dlog sigma at the knots,
+    phi is a monotone cubic Hermite interpolant in log sigma (slopes limited as by Fritsch and Carlson 1980);
+    without, it is linear in sigma. `stderr` (n,) is the standard error of phi, which starts at 0, or None.
     Where the error is zero phi is flat: `sigma_at` then gives the upper end of the flat part.
     """
 
@@ -245,7 +246,7 @@ class Time:
         self.sigma, self.phi = _levels(sigma), as_float64("phi", phi)
         if self.sigma.ndim != 1 or len(self.sigma) < 2 or self.phi.shape != self.sigma.shape:
             raise ValueError(
-                f"sigma {tuple(self.sigma.shape)} and phi {tuple(self.phi.shape)}: pass one value of phi a level"
+                f"sigma {tuple(self.sigma.shape)} and phi {tuple(self.phi.shape)}: pass one phi a level"
             )
         if not (self.sigma.diff() > 0).all() or not (self.phi.diff() >= 0).all():
             raise ValueError("sigma and phi must ascend together; sort them")
@@ -298,7 +299,7 @@ class Time:
 
     def stderr_at(self, sigma):
         """Standard error of phi (measured from the lowest knot) at noise levels, shaped like `sigma`."""
-        return self._combine_or_raise(self._functional(sigma))
+        return self._combine(self._functional(sigma))
 
     def sigma_at(self, phi):
         """The noise level at which time phi is reached: the inverse of `phi_at`, shaped like `phi`."""
@@ -329,7 +330,7 @@ class Time:
         return torch.minimum(torch.maximum(value, ends[0]), ends[1])
 
     def place(self, n, sigma_min=None, sigma_max=None):
-        """`n` noise levels uniform in phi, descending from sigma_max to sigma_min (Algorithm 1, without the 0).
+        """`n` noise levels uniform in phi, descending from sigma_max to sigma_min; Algorithm 1 less its 0.
 
         The range is that of the knots unless given; ValueError where it is not inside it.
         """
@@ -341,7 +342,7 @@ class Time:
         sigma, share = self._placed(n, sigma_min, sigma_max)
         weights = self._functional(sigma)
         wanted = weights[-1] + share[:, None] * (weights[0] - weights[-1])
-        error = self._combine_or_raise(wanted - weights) / self.rate_at(sigma)
+        error = self._combine(wanted - weights) / self.rate_at(sigma)
         error[0] = error[-1] = 0.0
         return error
 
@@ -406,16 +407,13 @@ class Time:
             + h * end[index] * u * u * (u - 1)
         )
 
-    def _combine_or_raise(self, weights):
-        return self._combine(weights)
-
 
 def time_from_rate(process, rate, sigma, kind="entropic", order=12):
-    """The time of a process, integrated in its own t: phi is the integral of rate(t) dt at the levels `sigma`.
+    """The time of a process, integrated in its own t: phi is the integral of rate(t) dt at levels `sigma`.
 
-    `rate` maps times (m,) to dH/dt (m,), as eq. 10 gives it; for kind "rescaled" it is multiplied by sigma(t).
-    Gauss-Legendre of `order` nodes between consecutive levels, split at the knots of the process. `sigma` (n,)
-    ascends within the range of the process. By Theorem 5.2 the result does not depend on the process.
+    `rate` maps times (m,) to dH/dt (m,), as eq. 10 gives it; for kind "rescaled" that is times sigma(t).
+    Gauss-Legendre of `order` nodes between consecutive levels, split at the knots of the process. `sigma`
+    (n,) ascends within the range of the process. By Theorem 5.2 the result does not depend on the process.
     """
     sigma = _levels(sigma)
     if sigma.ndim != 1 or len(sigma) < 2 or not (sigma.diff() > 0).all():
@@ -466,7 +464,7 @@ def _cumulative(increments):
 
 
 def _spline_increments(x, y):
-    """Integrals over each interval of the not-a-knot cubic splines through the columns of y (n, m) at x (n,)."""
+    """Integrals over each interval of the not-a-knot splines through the columns of y (n, m) at x (n,)."""
     h = x.diff()[:, None]
     d = torch.as_tensor(_spline_slopes(x.numpy(), y.numpy()))
     return h / 2 * (y[1:] + y[:-1]) + h.square() / 12 * (d[:-1] - d[1:])

@@ -11,11 +11,11 @@ class Process:
     """A forward SDE dX = (s'/s) X dt + s sqrt(2 sigma' sigma) dW with p(x_t | x_0) = N(s x_0, s^2 sigma^2 I).
 
     `s`, `sigma` and `t_of_sigma` map float64 tensors to tensors of the same shape, entry by entry, and are
-    written in torch operations: their derivatives are exact, by forward-mode differentiation. sigma increases.
-    Times lie in [t_min, t_max]; an end where sigma is 0 or infinite is a limit, at which sigma is known but
-    drift and diffusion need not be. `knots` are the times where only one-sided derivatives exist (those of the
-    right are used); quadrature should split there. Methods take numbers, arrays or tensors and raise ValueError
-    outside the interval. Source: section 2 of the paper, in the notation of Karras et al. (2022), eq. 4.
+    written in torch operations, since their derivatives are exact, by forward-mode differentiation. sigma
+    increases. Times lie in [t_min, t_max]; an end where sigma is 0 or infinite is a limit, at which sigma is
+    known but drift and diffusion need not be. `knots` are the times where only one-sided derivatives exist
+    (those of the right are used); quadrature should split there. Methods take numbers, arrays or tensors and
+    raise ValueError outside the interval. Source: section 2, in the notation of Karras et al. (2022), eq. 4.
     """
 
     def __init__(self, name, s, sigma, t_of_sigma, t_min, t_max, knots=None):
@@ -147,10 +147,10 @@ def vp_linear(beta_d=19.9, beta_min=0.1):
 
 
 def vp_cosine(offset=0.008):
-    """s^2 = cos^2 a(t) / cos^2 a(0), a(t) = (pi/2) (t + offset) / (1 + offset), t in [0, 1]; s = 1 / sqrt(1 + sigma^2).
+    """s = cos a(t) / cos a(0), a(t) = (pi/2) (t + offset) / (1 + offset), sigma^2 = 1/s^2 - 1, t in [0, 1].
 
-    Source: Nichol and Dhariwal (2021), eq. 17, without their clipping. With offset = 0, sigma = tan(pi t / 2):
-    the rescaled entropic time of N(0, I) data (appendix E).
+    Source: Nichol and Dhariwal (2021), eq. 17, without their clipping. With offset = 0 it is
+    sigma = tan(pi t / 2): the rescaled entropic time of N(0, I) data (appendix E).
     """
     offset = float(as_float64("offset", offset))
     if offset < 0:
@@ -178,7 +178,8 @@ def vp_cosine(offset=0.008):
 def iddpm(M=1000):
     """The table of iDDPM as Karras et al. (2022) describe it: t = k / M has sigma = u_{M-k}, k = 1..M.
 
-    u_M = 0, u_{j-1}^2 + 1 = (u_j^2 + 1) / max(abar_{j-1} / abar_j, 0.001), abar_j = sin^2(pi/2 j / (1.008 M)).
+    u_M = 0, u_{j-1}^2 + 1 = (u_j^2 + 1) / max(abar_{j-1} / abar_j, 0.001), with
+    abar_j = sin^2(pi/2 j / (1.008 M)).
     Between entries log sigma is linear in t (entry k = 0 has sigma = 0, so t starts at 1/M); the entries are
     the `knots`. s = 1 / sqrt(1 + sigma^2). Source: Karras et al. (2022), table 1 and appendix C.3.4.
     """
@@ -213,9 +214,9 @@ def flow_matching():
 def change_of_time(process, phi, phi_inverse):
     """The same SDE in the time tau = phi(t): s(phi_inverse(tau)) and sigma(phi_inverse(tau)).
 
-    `phi` and `phi_inverse` are increasing, inverse to each other, and act entry by entry on float64 tensors in
-    torch operations (phi_inverse is differentiated). Noise levels keep their order, kernels agree:
-    p_t(x | x_0) = q_phi(t)(x | x_0). ValueError unless both hold at 65 moments. Source: Definitions 4.1 and 4.2.
+    `phi` and `phi_inverse` are increasing, inverse to each other, and act entry by entry on float64 tensors
+    in torch operations (phi_inverse is differentiated). Kernels agree: p_t(x | x_0) = q_phi(t)(x | x_0).
+    ValueError unless both properties hold at 64 moments. Source: Definitions 4.1 and 4.2.
     """
     ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
     probe = torch.linspace(0.0, 1.0, 65, dtype=torch.float64)[:-1]
