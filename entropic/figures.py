@@ -15,6 +15,7 @@ import hashlib
 import html
 import io
 import json
+import logging
 import math
 import os
 import platform
@@ -113,6 +114,8 @@ def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str
     """
     import matplotlib.pyplot as plt
 
+    # A font's date that it finds odd is no news for the reader of a notebook.
+    logging.getLogger("fontTools").setLevel(logging.ERROR)
     _check_text(id, caption=caption, alt=alt)
     if not callable(draw):
         raise ValueError(f"draw = {draw!r}: must be a function that draws and returns a figure")

@@ -1,0 +1,37 @@
+"""Entropic time schedules for diffusion models: estimate an error curve, place the steps, sample, measure."""
+
+from entropic import noise
+from entropic.entropy import ErrorCurve, Time
+from entropic.mixtures import GaussianMixture
+from entropic.samplers import sample_ddim, sample_ddim_stochastic, sample_dpmpp_2m, sample_heun
+from entropic.schedules import (
+    arctan_sigmas,
+    cosine_sigmas,
+    edm_sigmas,
+    entropic_sigmas,
+    linear_sigmas,
+    log_sigmas,
+    rescaled_sigmas,
+    uniform_sigmas,
+    vp_sigmas,
+)
+
+__all__ = [
+    "ErrorCurve",
+    "GaussianMixture",
+    "Time",
+    "arctan_sigmas",
+    "cosine_sigmas",
+    "edm_sigmas",
+    "entropic_sigmas",
+    "linear_sigmas",
+    "log_sigmas",
+    "noise",
+    "rescaled_sigmas",
+    "sample_ddim",
+    "sample_ddim_stochastic",
+    "sample_dpmpp_2m",
+    "sample_heun",
+    "uniform_sigmas",
+    "vp_sigmas",
+]
