@@ -237,8 +237,16 @@ def status(name: str, book: Path) -> dict:
         return {**record, "state": "not run", "why": ""}
     done = target.stat().st_mtime
     newer = [path for path in sources(name) if path.stat().st_mtime > done]
-    if name == names()[-1]:
-        newer += [p for p in (book / "notebooks").glob("*.ipynb") if p != target and p.stat().st_mtime > done]
+    if name == "claims":  # it reads what the others leave
+        others = [other for other in names() if other != name]
+        newer += [
+            p
+            for p in (book / "notebooks" / f"{o}.ipynb" for o in others)
+            if p.is_file() and p.stat().st_mtime > done
+        ]
+        waits = [other for other in others if status(other, book)["state"] != "ok"]
+        if waits and not newer:
+            return {**record, "state": "stale", "why": f"{waits[0]} is not ok"}
     if newer:
         more = f" and {len(newer) - 1} more" if len(newer) > 1 else ""
         return {**record, "state": "stale", "why": f"{_short(newer[0])}{more} changed since"}

@@ -97,6 +97,7 @@ def drop_thebe(app):
 
 
 def setup(app):
+    app.set_html_assets_policy("always")  # captions may hold the only formulas of a page
     app.add_directive("result", Result)
     app.add_role("value", Value())
     app.connect("html-page-context", rerun_line)
