@@ -35,10 +35,10 @@ import numpy as np
 VERDICTS = ("holds", "does not hold", "holds under a condition")
 CLAIM_FIELDS = ("id", "claim", "paper", "tested", "measured", "spread", "verdict", "condition")
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; lightened for the dark page, and without
-# their black and yellow, each of which vanishes on one of the two backgrounds.
+# Okabe and Ito's colours, which the colour-blind can tell apart; shifted until each has a contrast
+# of 3 on its page, and without their black and yellow, which vanish on one of the two.
 _CYCLE = {
-    "light": ["#0072B2", "#D55E00", "#009E73", "#B8559A", "#C98A00", "#3FA0D8", "#6B6B6B"],
+    "light": ["#0072B2", "#D55E00", "#009E73", "#B8559A", "#B07A00", "#2B90CC", "#6B6B6B"],
     "dark": ["#56A8E8", "#FF8A3D", "#2EC99A", "#E8A2CC", "#F2BC42", "#9AD7FA", "#ABABAB"],
 }
 _INK = {"light": ("#222222", "#D5D5D5"), "dark": ("#E4E4E4", "#4A4A4A")}
@@ -248,7 +248,8 @@ def result_html(sidecar: Mapping, link: Callable[[str], str], source: str | None
     if kind == "figure":
         width, height = (round(96 * v) for v in sidecar["size"])
         # Wide figures scroll inside their frame on a phone instead of shrinking their letters away.
-        size = f'width="{width}" height="{height}" style="min-width: {round(0.6 * width)}px"'
+        bounds = f"min-width: {round(0.6 * width)}px; max-width: {round(1.2 * width)}px"
+        size = f'width="{width}" height="{height}" style="{bounds}"'
         alt = html.escape(sidecar["alt"], quote=True)
         body = "".join(
             f'<img class="only-{mode}" src="{link(files[key])}" alt="{alt}" loading="lazy" {size}>'

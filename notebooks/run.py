@@ -91,14 +91,14 @@ def chosen_parameters(notebook: Path, profile: str, overrides: dict) -> dict:
 # --- run -------------------------------------------------------------------------------------------------
 
 
-def run(name: str, profile: str, overrides: dict, book: Path, notebook: Path | None = None) -> bool:
+def run(name: str, profile: str, overrides: dict, book: Path) -> bool:
     """Execute one notebook; True where it succeeded."""
     started = time.time()
-    source = notebook or HERE / f"{name}.ipynb"
+    source = HERE / f"{name}.ipynb"
     if not source.is_file():
         raise Refused(f"there is no notebook {name!r}: take one of {', '.join(names())}")
     chosen = chosen_parameters(source, profile, overrides)
-    position = f"[{names().index(name) + 1}/{len(names())}] " if notebook is None else ""
+    label = f"[{names().index(name) + 1}/{len(names())}] {name}"
     build = book / "_build"
     target, results = book / "notebooks" / f"{name}.ipynb", build / "results" / name
     for folder in (target.parent, results.parent, build / "runs", build / "failed"):
@@ -113,7 +113,7 @@ def run(name: str, profile: str, overrides: dict, book: Path, notebook: Path | N
         "profile": profile,
         "overrides": overrides,
         "parameters": {key: value for key, (value, _) in known_parameters(source).items()} | chosen,
-        "sources": sources_hash(name) if notebook is None else None,
+        "sources": sources_hash(name),
     }
     stamp = build / "runs" / f"{name}.json"
     _write_json(stamp, record)
@@ -130,7 +130,7 @@ def run(name: str, profile: str, overrides: dict, book: Path, notebook: Path | N
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
         os.environ.update(environment)
-        error = _execute(source, executed, chosen, scratch, f"{position}{name}")
+        error = _execute(source, executed, chosen, scratch, label)
         record["duration"] = round(time.time() - started, 1)
         if error:
             shutil.rmtree(results, ignore_errors=True)
@@ -144,10 +144,10 @@ def run(name: str, profile: str, overrides: dict, book: Path, notebook: Path | N
             record["state"] = "ok"
     _write_json(stamp, record)
     if error:
-        _say(f"{position}{name}: FAILED after {record['duration']} s\n{error}")
+        _say(f"{label}: FAILED after {record['duration']} s\n{error}")
         _say(f"(the notebook as far as it came: {_short(build / 'failed' / f'{name}.ipynb')})")
     else:
-        _say(f"{position}{name}: done in {record['duration']} s")
+        _say(f"{label}: done in {record['duration']} s")
     return not error
 
 

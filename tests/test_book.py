@@ -1,0 +1,202 @@
+"""The built book as a reader meets it: every page in a real headless Chromium, served from 127.0.0.1."""
+
+import http.server
+import io
+import os
+import shutil
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote, urldefrag, urljoin, urlparse
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.conftest import NOTEBOOKS, ROOT
+
+pytestmark = pytest.mark.xdist_group("book")
+_TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text("utf-8"))
+PAGES = [f"{entry}.html" for entry in [_TOC["root"], *(chapter["file"] for chapter in _TOC["chapters"])]]
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+HINT = (
+    "browser checks: no `chromium` here; apt-get install -y --no-install-recommends chromium fonts-liberation"
+)
+DESKTOP, PHONE = 1280, 390
+
+# What a page shows, asked of the page itself once its formulas are set and its lazy images are loaded.
+SETTLE = """async () => {
+  if (window.MathJax?.startup?.promise) await MathJax.startup.promise;
+  const images = [...document.querySelectorAll('img')].filter(i => i.checkVisibility());
+  for (const i of images) { i.loading = 'eager'; await i.decode().catch(() => 0); }
+}"""
+FACTS = """() => ({
+  width: document.documentElement.scrollWidth,
+  theme: document.documentElement.dataset.theme,
+  formulas: document.querySelectorAll('.math').length,
+  unset: [...document.querySelectorAll('.math')]
+    .filter(m => !m.querySelector('mjx-container')).map(m => m.textContent),
+  wrong: [...document.querySelectorAll('mjx-merror')].map(m => m.textContent),
+  tex: (document.querySelector('article') ?? document.body).innerText.match(/\\\\\\(|\\\\\\[|\\$\\$/g) ?? [],
+  images: [...document.querySelectorAll('article img')].map(i => ({
+    src: i.getAttribute('src'), alt: i.alt, shown: i.checkVisibility(), width: i.naturalWidth,
+    light: i.classList.contains('only-light'), dark: i.classList.contains('only-dark')})),
+  links: [...document.querySelectorAll('a[href], link[href]')].map(a => a.getAttribute('href')),
+  rerun: document.querySelector('aside.rerun')?.innerText ?? '',
+})"""
+
+
+@pytest.fixture(scope="session")
+def browser():
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(HINT)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        with playwright.chromium.launch(executable_path=chromium, args=FLAGS) as browser:
+            yield browser
+
+
+@pytest.fixture(scope="session")
+def server(html):
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(html))
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def visit(browser, server):
+    """visit(page, mode, width) -> what was seen; each is opened once."""
+    seen = {}
+
+    def visit(page, mode="light", width=DESKTOP):
+        if (page, mode, width) in seen:
+            return seen[page, mode, width]
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=mode)
+        tab, problems, outside = context.new_page(), [], []
+        tab.on("console", lambda m: m.type in ("error", "warning") and problems.append(f"{m.type}: {m.text}"))
+        tab.on("pageerror", lambda error: problems.append(f"page error: {error}"))
+        tab.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+        tab.on("response", lambda r: r.status >= 400 and problems.append(f"{r.status}: {r.url}"))
+        tab.on("request", lambda r: r.url.startswith((server, "data:", "blob:")) or outside.append(r.url))
+        tab.goto(server + page)
+        tab.wait_for_load_state("networkidle")
+        tab.evaluate(SETTLE)
+        facts = tab.evaluate(FACTS)
+        shot = pixels(tab.screenshot(full_page=True))
+        figures = [pixels(f.screenshot()) for f in tab.query_selector_all("figure.entropic-figure .frame")]
+        context.close()
+        found = SimpleNamespace(**facts, problems=problems, outside=outside, shot=shot, figures=figures)
+        seen[page, mode, width] = found
+        return found
+
+    return visit
+
+
+def pixels(png):
+    """Luminance of a screenshot, 0 to 255."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("L"), dtype=float)
+
+
+@pytest.mark.parametrize("page", [*PAGES, "search.html", "genindex.html"])
+def test_no_error_and_no_failed_request(visit, page):
+    assert visit(page).problems == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, "search.html", "genindex.html"])
+def test_nothing_is_asked_of_other_machines(visit, page):
+    assert visit(page).outside == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_formulas_are_typeset(visit, page):
+    seen = visit(page)
+    assert (seen.unset, seen.wrong, seen.tex) == ([], [], [])
+
+
+def test_some_page_has_formulas(visit):
+    assert sum(visit(page).formulas for page in PAGES) > 0
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_figures_have_alt_text_and_both_variants(visit, page):
+    light, dark = visit(page), visit(page, "dark")
+    assert [image["src"] for image in light.images if not image["alt"].strip()] == []
+    for seen, other in ((light, "dark"), (dark, "light")):
+        shown = [image for image in seen.images if image["shown"]]
+        assert not any(image[other] for image in shown)
+        assert all(image["width"] > 0 for image in shown), "an image that did not load"
+    assert sum(image["light"] for image in light.images) == sum(image["dark"] for image in light.images)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_saved_figure_is_shown(visit, smoke, name):
+    assert len(visit(f"notebooks/{name}.html").figures) == len(
+        list((smoke.results / name).glob("*-dark.svg"))
+    )
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("page", PAGES)
+def test_looks_right_in(visit, page, mode):
+    seen = visit(page, mode)
+    assert seen.theme == mode
+    for picture in (seen.shot, *seen.figures):
+        ground = np.median(picture)
+        assert ground > 200 if mode == "light" else ground < 60, "not the ground of this mode"
+        # Ink of either sort: some thousandth of the picture stands out by more than half the scale.
+        assert np.mean(np.abs(picture - ground) > 100) > 1e-3, (
+            "blank, or ink that cannot be told from the ground"
+        )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_fits_a_phone(visit, page):
+    seen = visit(page, width=PHONE)
+    assert seen.width <= PHONE
+    assert seen.problems == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_says_how_to_rerun(visit, smoke, page):
+    name = Path(page).stem
+    said = f"make run NB={name} PROFILE=smoke" if name in NOTEBOOKS else "make book"
+    assert said in visit(page).rerun
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_internal_links_resolve(visit, html, page):
+    dead = []
+    for href in visit(page).links:
+        address, anchor = urldefrag(urljoin(f"http://book/{page}", href))
+        parts = urlparse(address)
+        if parts.netloc != "book" or parts.scheme != "http":
+            continue
+        path = html / unquote(parts.path.lstrip("/") or "index.html")
+        path = path / "index.html" if path.is_dir() else path
+        if not path.is_file():
+            dead.append(href)
+        elif anchor and path.suffix == ".html" and f'id="{anchor}"' not in path.read_text("utf-8"):
+            dead.append(href)
+    assert dead == []
+
+
+def test_search_finds(browser, server):
+    tab = browser.new_page()
+    tab.goto(f"{server}search.html?q=entropic")
+    tab.wait_for_selector("ul.search li a", timeout=15_000)
+    assert tab.locator("ul.search li a").count() > 0
+    tab.close()

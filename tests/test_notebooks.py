@@ -1,0 +1,237 @@
+"""Every notebook in the smoke profile, its parameters, and what make does with a change or a failure."""
+
+import ast
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+import yaml
+
+from entropic.figures import CLAIM_FIELDS
+from tests.conftest import NOTEBOOKS, ROOT, run_python
+
+pytestmark = pytest.mark.xdist_group("book")
+PROFILES = ("smoke", "default", "paper")
+
+
+def source(name):
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def parameter_cells(notebook):
+    return [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_runs_in_smoke_and_leaves_complete_results(smoke, name):
+    run = smoke.runs[name]
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    record = json.loads((smoke.book / "_build" / "runs" / f"{name}.json").read_text("utf-8"))
+    assert (record["state"], record["profile"]) == ("ok", "smoke")
+    assert (smoke.book / "notebooks" / f"{name}.ipynb").is_file()
+    sidecars = [p for p in (smoke.results / name).glob("*.json") if p.name != "claims.json"]
+    assert sidecars, "a notebook that shows nothing"
+    for path in sidecars:
+        sidecar = json.loads(path.read_text("utf-8"))
+        needed = ["caption", "notebook", "parameters", "commit", "dirty", "versions", "device", "duration"]
+        needed += ["alt", "size"] if sidecar["kind"] == "figure" else []
+        assert [key for key in needed if sidecar.get(key) in (None, "")] == [], path.name
+        assert sidecar["parameters"] == record["parameters"] and sidecar["notebook"] == name
+        assert all((path.parent / file).stat().st_size for file in sidecar["files"].values())
+        csv = (path.parent / sidecar["files"]["csv"]).read_bytes()
+        assert hashlib.sha256(csv).hexdigest() == sidecar["sha256"]
+
+
+def test_claims_are_complete(smoke):
+    found = [c for path in smoke.results.glob("*/claims.json") for c in json.loads(path.read_text("utf-8"))]
+    assert found and all(set(claim) == set(CLAIM_FIELDS) for claim in found)
+    assert len({claim["id"] for claim in found}) == len(found)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_is_kept_without_outputs(name):
+    for cell in source(name).cells:
+        assert cell.cell_type != "code" or (cell.outputs == [] and cell.execution_count is None)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_parameters_are_documented_literals(name):
+    cells = parameter_cells(source(name))
+    assert len(cells) == 1, "one cell tagged `parameters`"
+    lines = cells[0].source.splitlines()
+    for statement in ast.parse(cells[0].source).body:
+        assert isinstance(statement, ast.Assign), ast.unparse(statement)
+        ast.literal_eval(statement.value)
+        assert "  # " in lines[statement.end_lineno - 1], f"say what it is: {ast.unparse(statement)}"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_defines_no_class(name):
+    for cell in source(name).cells:
+        if cell.cell_type == "code":
+            assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(cell.source)))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_set_only_known_parameters(profile):
+    values = yaml.safe_load((ROOT / "notebooks" / "params" / f"{profile}.yml").read_text("utf-8"))
+    assert list(values) == NOTEBOOKS
+    for name, chosen in values.items():
+        body = ast.parse(parameter_cells(source(name))[0].source).body
+        known = {statement.targets[0].id for statement in body}
+        assert set(chosen or {}) <= known, f"{profile}: {name}"
+
+
+def test_unknown_parameter_is_refused(tmp_path):
+    words = [
+        "run",
+        NOTEBOOKS[0],
+        "--profile",
+        "smoke",
+        "--book",
+        tmp_path / "book",
+        "-p",
+        "no_such_thing",
+        "3",
+    ]
+    refused = run_python(ROOT / "notebooks" / "run.py", *words)
+    assert refused.returncode == 2 and "no_such_thing" in refused.stderr
+    assert not (tmp_path / "book" / "notebooks").exists()
+
+
+def test_unknown_notebook_and_profile_are_refused(tmp_path):
+    for words in (["nothing"], [NOTEBOOKS[0], "--profile", "nothing"]):
+        refused = run_python(ROOT / "notebooks" / "run.py", "run", *words, "--book", tmp_path / "book")
+        assert refused.returncode == 2 and "nothing" in refused.stderr
+
+
+# --- a project of two tiny notebooks, to see what make does ------------------------------------------------
+
+CELL = """from entropic.figures import save_figure
+import matplotlib.pyplot as plt
+
+def draw():
+    fig, ax = plt.subplots()
+    ax.plot([0, n])
+    return fig
+
+save_figure(draw, "line", data={"n": [n]}, caption="A line.", alt="A line.")
+print(1 / n)"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    for folder in ("notebooks/params", "entropic", "book"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "notebooks" / "run.py", tmp_path / "notebooks")
+    shutil.copy(ROOT / "entropic" / "figures.py", tmp_path / "entropic")
+    (tmp_path / "entropic" / "__init__.py").touch()
+    for profile in PROFILES:
+        (tmp_path / "notebooks" / "params" / f"{profile}.yml").write_text("first: {}\nclaims: {}\n")
+    for name in ("first", "claims"):
+        cells = [nbformat.v4.new_code_cell("n = 2  # a number", metadata={"tags": ["parameters"]})]
+        notebook = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell(CELL)])
+        notebook.metadata["kernelspec"] = {
+            "name": "python3",
+            "display_name": "Python 3",
+            "language": "python",
+        }
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    return tmp_path
+
+
+def make(project, *words):
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "PYTHONPATH")}
+    command = ["make", "--no-print-directory", f"PYTHON={sys.executable}", *words]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+
+
+def ran(result):
+    assert result.returncode == 0, result.stdout + result.stderr
+    return [name for name in ("first", "claims") if f"{name}: done" in result.stdout]
+
+
+def states(project):
+    lines = make(project, "status").stdout.splitlines()
+    return {line.split()[0]: line for line in lines[1:]}
+
+
+def touch(path):
+    later = time.time() + 1  # clocks of file systems are coarse
+    os.utime(path, (later, later))
+
+
+def test_make_runs_what_changed_and_no_more(project):
+    assert all("not run" in line for line in states(project).values())
+    assert ran(make(project, "executed")) == ["first", "claims"]
+    assert "cell 2 of 2" in make(project, "run", "NB=first").stdout  # progress
+    assert ran(make(project, "executed")) == ["claims"]
+    assert all(" ok " in line for line in states(project).values())
+
+    start = time.monotonic()
+    assert ran(make(project, "executed")) == []
+    assert time.monotonic() - start < 3
+
+    touch(project / "notebooks" / "claims.ipynb")
+    assert " stale " in states(project)["claims"] and " ok " in states(project)["first"]
+    time.sleep(1.1)
+    assert ran(make(project, "executed")) == ["claims"]
+
+    touch(project / "entropic" / "figures.py")
+    assert all(" stale " in line and "entropic/figures.py" in line for line in states(project).values())
+    time.sleep(1.1)
+    assert ran(make(project, "executed")) == ["first", "claims"]
+
+
+def test_a_failed_notebook_leaves_no_target_and_shows_its_cell(project):
+    assert ran(make(project, "run", "NB=first")) == ["first"]
+    target, results = project / "book/notebooks/first.ipynb", project / "book/_build/results/first"
+    assert target.is_file() and (results / "line.csv").is_file()
+    failed = make(project, "run", "NB=first", "ARGS=-p n 0")
+    assert failed.returncode != 0
+    assert "print(1 / n)" in failed.stdout and "ZeroDivisionError" in failed.stdout
+    assert "\x1b" not in failed.stdout and len(failed.stdout.splitlines()) < 60
+    assert not target.exists() and not results.exists()
+    assert (project / "book/_build/failed/first.ipynb").is_file()
+    line = states(project)["first"]
+    assert " failed " in line and "n=0" in line and "ZeroDivisionError" in line
+
+
+def test_verify_finds_a_changed_number(project):
+    """The comparison agrees with itself, and names a value that moved, a column and a file that is gone."""
+    expected, results = project / "book" / "expected", project / "results"
+    for folder in (expected / "first", results / "first"):
+        folder.mkdir(parents=True)
+    rules = {"default": {"rtol": 1e-3, "atol": 0.0}, "first/a.csv": {"columns": {"kl": {"atol": 0.5}}}}
+    rules["first/a.csv"]["ignore"] = ["seconds"]
+    (expected / "tolerances.yml").write_text(yaml.safe_dump(rules))
+    (expected / "first" / "a.csv").write_text("name,n,kl,seconds\nedm,8,1.0,3\nours,16,,4\n")
+
+    def compare(text):
+        (results / "first" / "a.csv").write_text(text)
+        words = ["compare", results, "--expected", expected]
+        return run_python(project / "notebooks" / "run.py", *words, cwd=project)
+
+    agrees = compare("name,n,kl,seconds\nedm,8.001,1.4,9\nours,16,,9\n")
+    assert agrees.returncode == 0, agrees.stdout + agrees.stderr
+    for text, word in (
+        ("name,n,kl,seconds\nedm,8.1,1.0,3\nours,16,,4\n", "'n'"),
+        ("name,n,kl,seconds\nedm,8,1.6,3\nours,16,,4\n", "'kl'"),
+        ("name,n,kl,seconds\nedm,8,nan,3\nours,16,,4\n", "'kl'"),
+        ("name,n,kl,seconds\nother,8,1.0,3\nours,16,,4\n", "'name'"),
+        ("name,n,kl,seconds\nedm,8,1.0,3\n", "rows"),
+        ("name,n,seconds\nedm,8,3\nours,16,4\n", "columns"),
+    ):
+        differs = compare(text)
+        assert differs.returncode == 1 and word in differs.stdout, differs.stdout
+    (results / "first" / "a.csv").unlink()
+    (results / "first" / "b.csv").write_text("n\n1\n")
+    missing = run_python(project / "notebooks" / "run.py", "compare", results, "--expected", expected)
+    assert missing.returncode == 1 and "not made" in missing.stdout and "NEW" in missing.stdout
