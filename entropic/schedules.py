@@ -54,7 +54,7 @@ def rescaled_sigmas(n, curve, sigma_min=0.002, sigma_max=80.0):
 
 def time_sigmas(n, time, sigma_min=0.002, sigma_max=80.0):
     """Uniform in any `Time`. Source: Algorithm 1."""
-    return torch.cat([time.place(n, sigma_min, sigma_max), torch.zeros(1, dtype=torch.float64)])
+    return _ending_in_zero(time.place(n, sigma_min, sigma_max))
 
 
 def uniform_sigmas(n, process, sigma_min=0.002, sigma_max=80.0):
@@ -70,7 +70,12 @@ def _uniform(n, sigma_min, sigma_max, forward, backward):
     sigma = backward(start + share * (end - start))
     # The ends are meant exactly, not to rounding.
     sigma[0], sigma[-1] = high, low
+    return _ending_in_zero(sigma)
+
+
+def _ending_in_zero(sigma):
     if not (sigma.diff() < 0).all():
+        low, high, n = sigma[-1].item(), sigma[0].item(), len(sigma)
         raise ValueError(
             f"n = {n} levels between {low} and {high} are closer than float64 resolves; take fewer"
         )

@@ -54,9 +54,9 @@ def test_inverse_keeps_relative_accuracy_at_vanishing_noise(name):
     assert process.sigma(process.t(0.0)) == 0
 
 
-# In x_t = s x_0 + s sigma z the variance given x_0 obeys (s sigma)^2' = 2 (s'/s) (s sigma)^2 + g^2, and the
-# mean s' = (s'/s) s: the moments of the SDE. Derivatives by central differences, extrapolated to order 4, with a
-# step of 1e-3 of the distance to the ends: truncation about 1e-12, rounding eps / 1e-3 = 2e-13, both times a few.
+# In x_t = s x_0 + s sigma z the variance given x_0 obeys (s sigma)^2' = 2 (s'/s) (s sigma)^2 + g^2 and the
+# mean s' = (s'/s) s: the moments of the SDE. Derivatives by central differences, extrapolated to order 4, in
+# steps of 1e-3 of the distance to the ends: truncation 1e-12, rounding eps / 1e-3 = 2e-13, both times a few.
 def test_drift_and_diffusion_give_the_kernel_its_moments(process):
     t = process.t(_levels(23, 0.03, 30.0))
     room = torch.minimum(t - process.t_min, torch.tensor(process.t_max) - t)
