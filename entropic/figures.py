@@ -94,6 +94,14 @@ def style(mode="light"):
         yield
 
 
+def shade(colour="C0"):
+    """A colour map from the page's own ground to `colour`, for densities; to be asked for inside `draw`."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    rgb = to_rgb(colour)
+    return LinearSegmentedColormap.from_list("shade", [(*rgb, 0.0), (*rgb, 1.0)])
+
+
 def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str, alt: str, **meta):
     """Draw a figure for the light and the dark page, and keep it with its data and provenance.
 

@@ -1,4 +1,4 @@
-"""save_figure, save_table, record_claims: what they leave, that it is always the same, and what they refuse."""
+"""save_figure, save_table, record_claims: what they leave, the same each time, and what they refuse."""
 
 import csv
 import hashlib
@@ -10,9 +10,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
 from entropic import figures
-from entropic.figures import read_claims, read_csv, read_result, record_claims, save_figure, save_table, style
+from entropic.figures import (
+    read_claims,
+    read_csv,
+    read_result,
+    record_claims,
+    save_figure,
+    save_table,
+    shade,
+    style,
+)
 
 X = torch.linspace(0, 1, 5, dtype=torch.float64)
 CLAIM = dict(
@@ -104,6 +114,13 @@ def test_colours_stand_out_from_the_page(mode, ground):
 
     assert contrast(ink) > 4.5
     assert [colour for colour in lines if contrast(colour) < 3] == []
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_a_shade_starts_from_the_page(mode):
+    with style(mode):
+        low, high = shade("C1")([0.0, 1.0])
+        assert low[3] == 0 and tuple(high[:3]) == pytest.approx(to_rgb("C1"), abs=1e-9) and high[3] == 1
 
 
 def test_series_of_unequal_length_become_one_long_table(folder):

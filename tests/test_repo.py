@@ -1,0 +1,184 @@
+"""The repository as a stranger finds it: pins that agree, commands that exist, nothing of one machine."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tests.conftest import NOTEBOOKS, ROOT, run_python
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def read(name):
+    return (ROOT / name).read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [Path(ROOT, name) for name in listed.stdout.split("\0") if name and Path(ROOT, name).is_file()]
+
+
+def targets():
+    return set(re.findall(r"^([a-z][a-z-]*):", read("Makefile"), re.M))
+
+
+def test_help_lists_every_target():
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    listed = set(re.findall(r"^  make ([a-z-]+) ", shown, re.M))
+    assert listed == targets() - {"executed"}  # a part of `book`, not a command of its own
+    assert {"help", "book", "test", "run", "verify", "status", "serve", "bench", "clean"} <= listed
+
+
+def test_commands_in_the_text_exist():
+    for path in (ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))):
+        text = path.read_text("utf-8")
+        named = set(re.findall(r"^(?:\$ | {4})?make ([a-z-]+)", text, re.M)) | set(
+            re.findall(r"`make ([a-z-]+)", text)
+        )
+        assert named <= targets(), path.name
+        used = set(re.findall(r"\bNB=(\w+)", text)) - {"name"}
+        assert used <= set(NOTEBOOKS), path.name
+
+
+def test_readme_names_the_two_commands():
+    assert {"book", "test"} <= set(re.findall(r"make ([a-z-]+)", read("README.md")))
+
+
+# --- versions ----------------------------------------------------------------------------------------------
+
+
+def locked():
+    lines = [line.strip() for line in read("requirements.lock").splitlines()]
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(python):
+    """Package -> version on a Linux machine with that Python."""
+    found = {}
+    for requirement in locked():
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
+            assert canonical(requirement.name) not in found, f"{requirement.name} is pinned twice"
+            (only,) = requirement.specifier
+            found[canonical(requirement.name)] = Version(only.version)
+    return found
+
+
+def test_lock_is_exact_and_of_no_index():
+    text = "\n".join(line for line in read("requirements.lock").splitlines() if not line.startswith("#"))
+    assert not re.search(r"://|--|\+cpu|\bfile:|@", text)
+    for requirement in locked():
+        assert [s.operator for s in requirement.specifier] == ["=="], str(requirement)
+        assert "*" not in str(requirement.specifier)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_lock_satisfies_the_ranges_of_the_project(python):
+    # tomllib is not in Python 3.10, and every requirement is a string of its own in the file.
+    text = read("pyproject.toml").split("[tool.", 1)[0].split("dependencies = [", 1)[1]
+    wanted = [Requirement(item) for item in re.findall(r'"([a-z][^"]*[=<>][^"]*)"', text)]
+    assert len(wanted) > 10
+    versions = pins(python)
+    for requirement in wanted:
+        version = versions[canonical(requirement.name)]
+        assert version in requirement.specifier, f"{requirement} against {version}"
+
+
+def test_lock_holds_what_is_installed_here():
+    """Everything that the project needs is pinned, its dependencies' dependencies too."""
+    from importlib.metadata import distribution
+
+    versions = pins(f"{sys.version_info.major}.{sys.version_info.minor}")
+    optional = ("nvidia-", "cuda-", "triton")  # torch's own on Linux with CUDA
+    missing = set()
+    for name in versions:
+        for line in distribution(name).requires or []:
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                missing |= {canonical(needed.name)} - set(versions)
+    assert {name for name in missing if not name.startswith(optional)} - {"pip"} == set()
+
+
+def test_environment_has_the_same_pins():
+    environment = yaml.safe_load(read("environment.yml"))
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["-r requirements.lock"]
+    (python,) = [e for e in environment["dependencies"] if isinstance(e, str) and e.startswith("python=")]
+    assert python.split("=")[1] in PYTHONS
+
+
+def test_the_supported_pythons_agree():
+    assert 'requires-python = ">=3.10,<3.14"' in read("pyproject.toml")
+    (matrix,) = re.findall(r"python: \[(.*)\]", read(".github/workflows/test.yml"))
+    assert tuple(yaml.safe_load(f"[{matrix}]")) == PYTHONS
+
+
+# --- papers and people -------------------------------------------------------------------------------------
+
+
+def test_citation_names_the_paper():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"]
+    assert citation["license"] == "MIT" and citation["type"] == "software" and citation["authors"]
+    assert f'version = "{citation["version"]}"' in read("pyproject.toml")
+    for paper in (citation["preferred-citation"], *citation["references"]):
+        assert {"type", "title", "authors"} <= set(paper)
+        assert [author["family-names"] for author in paper["authors"]] == [
+            "Stancevic",
+            "Handke",
+            "Ambrogioni",
+        ]
+        assert paper["year"] == 2025 and "2504.13612" in paper["url"]
+
+
+def test_codecheck_lists_the_expected_outputs():
+    listed = [entry["file"] for entry in yaml.safe_load(read("codecheck.yml"))["manifest"]]
+    expected = [
+        p.relative_to(ROOT / "book" / "expected") for p in (ROOT / "book" / "expected").glob("*/*.csv")
+    ]
+    assert sorted(listed) == sorted(f"book/_build/results/{path.as_posix()}" for path in expected)
+    assert {path.parent.name for path in expected} == set(NOTEBOOKS)
+
+
+def test_every_tolerance_has_a_reason_and_a_file():
+    rules = yaml.safe_load(read("book/expected/tolerances.yml"))
+    assert {"rtol", "atol"} <= set(rules["default"])
+    for file, rule in rules.items():
+        assert rule["why"].strip(), file
+        assert file == "default" or (ROOT / "book" / "expected" / file).is_file(), file
+
+
+# --- what is kept ------------------------------------------------------------------------------------------
+
+
+def test_nothing_large_is_kept(tracked):
+    assert [path.name for path in tracked if path.stat().st_size > 5_000_000] == []
+
+
+def test_no_product_is_kept(tracked):
+    products = ("book/_build/", "book/notebooks/", ".venv/", "notebooks/results/")
+    assert [p for p in tracked if p.relative_to(ROOT).as_posix().startswith(products)] == []
+
+
+def test_no_path_of_one_machine_is_kept(tracked):
+    private = [f"{ROOT.parent}/".encode(), f"{Path.home()}/".encode()]
+    private = [path for path in private if path != b"//"]
+    assert [p.name for p in tracked if any(path in p.read_bytes() for path in private)] == []
+
+
+def test_ruff_is_content():
+    for words in (["check"], ["format", "--check"]):
+        result = run_python("-m", "ruff", *words, ".")
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
