@@ -68,7 +68,8 @@ def test_parameters_are_documented_literals(name):
     for statement in ast.parse(cells[0].source).body:
         assert isinstance(statement, ast.Assign), ast.unparse(statement)
         ast.literal_eval(statement.value)
-        assert "  # " in lines[statement.end_lineno - 1], f"say what it is: {ast.unparse(statement)}"
+        assert statement.lineno == statement.end_lineno, "papermill reads one line a parameter"
+        assert "  # " in lines[statement.lineno - 1], f"say what it is: {ast.unparse(statement)}"
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
