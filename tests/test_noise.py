@@ -113,6 +113,14 @@ def test_vp_processes_preserve_the_variance_of_unit_data(name):
     torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=1e-11, atol=0)
 
 
+@pytest.mark.parametrize("process", [ve_geometric(), vp_linear(), iddpm()], ids=lambda p: p.name)
+def test_ends_may_be_reached_with_rounding(process):
+    ends = process.sigma([process.t_min, process.t_max])
+    t = process.t(ends * torch.tensor([1 - 1e-13, 1 + 1e-13], dtype=torch.float64))
+    torch.testing.assert_close(process.sigma(t), ends, rtol=0, atol=1e-12 * ends[1].item())
+    assert t[0] >= process.t_min and t[1] <= process.t_max
+
+
 def test_cosine_without_offset_is_a_tangent():
     t = torch.linspace(0.0, 0.99, 100, dtype=torch.float64)
     torch.testing.assert_close(vp_cosine(0).sigma(t), (math.pi / 2 * t).tan(), rtol=64 * EPS, atol=0)

@@ -104,6 +104,13 @@ def test_process_schedules_agree_with_the_named_ones():
     torch.testing.assert_close(uniform_sigmas(20, vp_cosine(0)), arctan_sigmas(20), **close)
 
 
+def test_vp_schedule_follows_its_betas():
+    # sigma^2 + 1 = exp(beta_d t^2 / 2 + beta_min t) with beta_d = 10, beta_min = 2 at three uniform times.
+    sigmas = torch.tensor([math.expm1(5 * t * t + 2 * t) ** 0.5 for t in (0.9, 0.5, 0.1)], dtype=F64)
+    placed = vp_sigmas(3, sigmas[2].item(), sigmas[0].item(), beta_d=10.0, beta_min=2.0)
+    torch.testing.assert_close(placed[:-1], sigmas, rtol=1e-13, atol=0)
+
+
 # Appendix E: rescaled entropic time of N(0, c^2 I) is eq. 6. phi is good to 1e-11 of its range with 2048
 # levels (see test_entropy); near sigma_max a level moves by 80 / c times that, relatively.
 @pytest.mark.parametrize("c", [0.5, 1.0, 2.0])
