@@ -41,7 +41,7 @@ book: $(ENVIRONMENT) book/_build/profile  ## run the notebooks that changed and 
 	@echo "The book is at book/_build/html/index.html; make serve shows it."
 
 test: $(ENVIRONMENT)  ## every test: mathematics, notebooks in the smoke profile, the book in a browser
-	$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 run: $(ENVIRONMENT)  ## run one notebook into the book: make run NB=one_dimension PROFILE=default ARGS="-p n 16"
 	@test -n "$(NB)" || { echo 'NB= is missing: make run NB=name, one of: $(NOTEBOOKS)'; exit 2; }

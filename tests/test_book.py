@@ -16,7 +16,6 @@ from PIL import Image
 
 from tests.conftest import NOTEBOOKS, ROOT
 
-pytestmark = pytest.mark.xdist_group("book")
 _TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text("utf-8"))
 PAGES = [f"{entry}.html" for entry in [_TOC["root"], *(chapter["file"] for chapter in _TOC["chapters"])]]
 FLAGS = (
