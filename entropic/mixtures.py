@@ -101,11 +101,12 @@ class GaussianMixture:
         return cls(weights, means, noise, basis, singular.square())
 
     @classmethod
-    def fit_low_rank(cls, x, labels, rank):
+    def fit_low_rank(cls, x, labels, rank, shared_noise=False):
         """Fit one probabilistic PCA a class by maximum likelihood, in closed form.
 
         x (N, D), labels (N,) integers; `rank` < D leading directions are kept and the mean of the other
-        eigenvalues becomes the isotropic variance. Weights are the shares of the classes.
+        eigenvalues becomes the isotropic variance: one a class, or with `shared_noise` one for all classes
+        (their mean, weighted by size). Weights are the shares of the classes.
         Source: Tipping and Bishop (1999), eqs. 7 and 8.
         """
         x, labels = as_float64("x", x), torch.as_tensor(labels)
@@ -121,14 +122,16 @@ class GaussianMixture:
                 raise ValueError(f"labels: class {label.item()} has {len(members)} member; two are needed")
             mean = members.mean(0)
             values, vectors = torch.linalg.eigh((members - mean).T @ (members - mean) / len(members))
-            floor = values[:-rank].mean().clamp_min(0)
             means.append(mean)
-            noise.append(floor)
+            noise.append(values[:-rank].mean().clamp_min(0))
             basis.append(vectors[:, -rank:])
-            eigenvalues.append((values[-rank:] - floor).clamp_min(0))
+            eigenvalues.append(values[-rank:])
             weights.append(len(members) / len(x))
-        stack = torch.stack
-        return cls(weights, stack(means), stack(noise), stack(basis), stack(eigenvalues))
+        weights, noise = torch.tensor(weights, dtype=torch.float64), torch.stack(noise)
+        if shared_noise:
+            noise = (weights @ noise).expand(len(noise))
+        eigenvalues = (torch.stack(eigenvalues) - noise[:, None]).clamp_min(0)
+        return cls(weights, torch.stack(means), noise, torch.stack(basis), eigenvalues)
 
     # Moments and samples of the data
 
@@ -153,6 +156,20 @@ class GaussianMixture:
         return GaussianMixture(
             self.weights, means, self.noise / scale**2, self.basis, self.eigenvalues / scale**2
         )
+
+    def reduced(self):
+        """The mixture in the subspace that holds its means and bases, and that subspace's frame (D, q).
+
+        Only for components that share one isotropic variance: orthogonal to the frame the data is then
+        N(0, noise I), independent of the rest, for which every sampler's law is known in closed form.
+        """
+        if not (self.noise == self.noise[0]).all():
+            raise ValueError(f"noise = {self.noise.tolist()}; only a shared isotropic variance splits off")
+        span = torch.cat([self.means.T, self._flat_basis], 1)
+        frame, singular, _ = torch.linalg.svd(span, full_matrices=False)
+        frame = frame[:, singular > 1e-12 * singular[0]]
+        basis = torch.einsum("dq,kdr->kqr", frame, self.basis)
+        return GaussianMixture(self.weights, self.means @ frame, self.noise, basis, self.eigenvalues), frame
 
     def sample(self, n, generator):
         """Draw `n` data points, (n, D), with the given torch generator."""

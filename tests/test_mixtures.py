@@ -151,6 +151,31 @@ def test_fit_low_rank_recovers_the_model_and_its_likelihood_beats_neighbours():
         assert component[0].log_density(rows).sum() > component[1].log_density(rows).sum()
 
 
+def test_shared_noise_is_the_weighted_mean_and_splits_off_a_subspace():
+    g = _generator(6)
+    x, labels = torch.randn(300, 12, generator=g, dtype=torch.float64), torch.arange(300) % 3 // 2
+    apart, shared = (GaussianMixture.fit_low_rank(x, labels, 2, shared) for shared in (False, True))
+    assert (shared.noise == apart.weights @ apart.noise).all()
+    torch.testing.assert_close(
+        shared.noise[:, None] + shared.eigenvalues,
+        apart.noise[:, None] + apart.eigenvalues,
+        rtol=1e-14,
+        atol=0,
+    )
+    reduced, frame = shared.reduced()
+    assert frame.shape == (12, 6)  # two means and twice two directions
+    z = x[:5]
+    rest = z - z @ frame @ frame.T
+    wiener = shared.noise[0] / (shared.noise[0] + SIGMA**2)
+    split = reduced.denoiser(z @ frame, SIGMA) @ frame.T + wiener * rest
+    torch.testing.assert_close(shared.denoiser(z, SIGMA), split, rtol=0, atol=1e-13)
+    variance = reduced.posterior_variance(z @ frame, SIGMA) + 6 * SIGMA**2 * wiener
+    torch.testing.assert_close(shared.posterior_variance(z, SIGMA), variance, rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        frame.T @ shared.covariance() @ frame, reduced.covariance(), rtol=0, atol=1e-13
+    )
+
+
 ONE_D = {
     "points": GaussianMixture.points([-1.3, -0.2, 0.1, 1.9], [0.1, 0.2, 0.3, 0.4]),
     "narrow in wide": GaussianMixture.isotropic([0.0, 0.3], [1.0, 0.003], [0.6, 0.4]),
@@ -213,6 +238,7 @@ BAD = {
     "covariances have": lambda: GaussianMixture.full(torch.zeros(1, 2), [[[1.0, 2.0], [2.0, 1.0]]]),
     "covariances (": lambda: GaussianMixture.full(torch.zeros(1, 2), [[1.0]]),
     "factors": lambda: GaussianMixture.low_rank(torch.zeros(1, 3), torch.ones(1, 3, 3), 0.1),
+    "noise = [": lambda: GaussianMixture.isotropic([[0.0, 0.0]] * 2, [1.0, 2.0]).reduced(),
     "rank": lambda: GaussianMixture.fit_low_rank(torch.randn(9, 3), torch.zeros(9), 3),
     "labels": lambda: GaussianMixture.fit_low_rank(torch.randn(9, 3), torch.arange(9), 1),
     "x (9, 3) and labels": lambda: GaussianMixture.fit_low_rank(torch.randn(9, 3), torch.zeros(8), 1),
