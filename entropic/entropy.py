@@ -81,7 +81,7 @@ def eps2_from_v_loss(loss, sigma):
     """eps2 = loss sigma^2 / (1 + sigma^2), loss = E||v - v_hat||^2 with v = alpha eps - beta x_0 (VP).
 
     alpha = s = 1 / sqrt(1 + sigma^2), beta = s sigma, x_0_hat = alpha x_t - beta v_hat.
-    Source: Salimans and Ho (2022), appendix D.
+    Source: Salimans and Ho (2022), section 4.
     """
     square = _levels(sigma).square()
     return _error("loss", loss) * square / (1 + square)

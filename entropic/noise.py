@@ -181,7 +181,7 @@ def iddpm(M=1000):
     u_M = 0, u_{j-1}^2 + 1 = (u_j^2 + 1) / max(abar_{j-1} / abar_j, 0.001), with
     abar_j = sin^2(pi/2 j / (1.008 M)).
     Between entries log sigma is linear in t (entry k = 0 has sigma = 0, so t starts at 1/M); the entries are
-    the `knots`. s = 1 / sqrt(1 + sigma^2). Source: Karras et al. (2022), table 1 and appendix C.3.4.
+    the `knots`. s = 1 / sqrt(1 + sigma^2). Source: Karras et al. (2022), table 1 and appendix C.3.
     """
     M = integer("M", M, 3)
     alpha_bar = torch.sin(math.pi / 2 * torch.arange(M + 1, dtype=torch.float64) / (M * 1.008)).square()
@@ -205,7 +205,7 @@ def iddpm(M=1000):
 
 
 def flow_matching():
-    """s = 1 - t, sigma = t / (1 - t) for t in [0, 1]: x_t = (1 - t) x_0 + t noise (Lipman et al. 2023)."""
+    """s = 1 - t, sigma = t / (1 - t), t in [0, 1]: x_t = (1 - t) x_0 + t z (Lipman et al. 2023, from the data on)."""
     return Process(
         "flow matching", lambda t: 1 - t, lambda t: t / (1 - t), lambda sigma: 1 / (1 + 1 / sigma), 0.0, 1.0
     )
