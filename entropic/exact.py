@@ -311,24 +311,33 @@ def _map(data, x, sigma, sigma_next):
 
 
 def _needed(data, sigmas):
-    """At each sigma, the interval from which the data can be reached: a KL asks for the law there, however small."""
-    needed = [None] * (len(sigmas) - 1)
+    """At each sigma, the interval from which the data is reached: a KL asks for the law there, however small.
+
+    Backwards from the ends of the data: the state from which the least unlikely noise leads to the end, its own log
+    density weighed by a half since the law may be wider than the marginal, and all within 40 nats.
+    """
+    further = 2 ** (torch.arange(161, dtype=torch.float64) / 4) - 1
     target = data.reach(0.0)
-    for index in range(len(sigmas) - 2, -1, -1):
-        sigma, sigma_next = sigmas[index], sigmas[index + 1]
+    needed = []
+    for sigma, sigma_next in zip(sigmas[-2::-1], sigmas[:0:-1], strict=True):
         low, high = data.reach(sigma)
-        noise = sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
-        if index < len(sigmas) - 2 or data.continuous():
-            further = (high - low) * (2 ** (torch.arange(161, dtype=torch.float64) / 4) - 1)
-            reached = _map(data, torch.cat([low - further, high + further]), sigma, sigma_next)
-            below = reached[: len(further)] <= target[0] + _REACH * noise
-            above = reached[len(further) :] >= target[1] - _REACH * noise
-            low -= float(further[below][0]) if below.any() else 0.0
-            high += float(further[above][0]) if above.any() else 0.0
-        else:  # points: their bins fill from where the points themselves lie
-            low, high = target
-        needed[index] = target = (low, high)
-    return needed
+        if sigma_next == 0 and not data.continuous():
+            low, high = target  # points fill their bins from where they lie
+        else:
+            x = torch.stack([low - (high - low) * further, high + (high - low) * further])
+            reached = _map(data, x, sigma, sigma_next)
+            missing = torch.stack([reached[0] - target[0], target[1] - reached[1]]).clamp_min(0)
+            if sigma_next == 0:
+                hit = (missing == 0).to(torch.uint8).argmax(1)
+            else:
+                tau = sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
+                cost = (missing / tau).square() / 2 - data.log_density(x, sigma) / 2
+                near = cost <= cost.min(1, keepdim=True).values + 40
+                hit = (near * torch.arange(len(further))).argmax(1)
+            low, high = float(x[0, hit[0]]), float(x[1, hit[1]])
+        target = (low, high)
+        needed.append(target)
+    return needed[::-1]
 
 
 def _importance(data, sigma, x, log_density, top, needed):
@@ -487,12 +496,18 @@ class StochasticLaw(_Law):
         self._data, self._law, self._sigma, self._needed = data, law, sigma, needed
         self._tolerance = _TOLERANCE / resolution**8
 
-        # Panels short enough to integrate exp(log density)
-        def accept(left, right, log_density):
+        # Panels on which exp(log density) and the denoiser are polynomials
+        def accept(left, right, log_density, denoised):
+            bend = (log_density @ _TO_COEFFICIENTS.T)[:, 2:].abs().sum(1)
             spread = log_density.max(1).values - log_density.min(1).values
-            return (spread <= 6 / resolution) | (log_density.max(1).values < -1000)
+            mass = log_density.max(1).values.exp() * (right - left)
+            smooth = _tail(denoised) * mass <= 1e-12 * span
+            return smooth & (((bend <= 1 / resolution) & (spread <= 12)) | (mass < 1e-300))
 
-        left, right, _ = _resolve(lambda x, left, right: (law(x),), law.edges, accept)
+        span = float(data.means.max() - data.means.min()) + float(data.variances.max().sqrt())
+        left, right, *_ = _resolve(
+            lambda x, left, right: (law(x), data.denoise(x, sigma)[0]), law.edges, accept
+        )
         self._edges = torch.cat([left, right[-1:]])
 
     def _invert(self, y):
@@ -643,15 +658,12 @@ class DeterministicLaw(_Law):
 
         def accept(left, right, value, slope):
             spread = value.max(1).values - value.min(1).values
-            smallest = 1e-14 * torch.maximum(left.abs(), right.abs())
-            return (
-                (_tail(value) <= 1e-7 * spread / resolution**8)
-                | (spread <= 1e-9 * scale)
-                | (right - left <= smallest)
-            )
+            # What the rounding of z does to F, where F is steep
+            rounding = 3e-14 * torch.maximum(left.abs(), right.abs()) * slope.abs().max(1).values
+            return _tail(value) <= (1e-7 / resolution**8 * spread + 1e-10 * scale).maximum(rounding)
 
         self._left, self._right, value, slope = _resolve(
-            lambda z, left, right: self._evaluate(z), edges, accept, depth=60
+            lambda z, left, right: self._evaluate(z), edges, accept, depth=48
         )
         self._value, self._slope = value, slope
         z = torch.cat([self._left[:1], _at_nodes(self._left, self._right).reshape(-1), self._right[-1:]])
@@ -698,7 +710,7 @@ class DeterministicLaw(_Law):
 
     def _roots(self, y):
         """All (index into y, z) with F(z) = y, and for every branch what lies outside it."""
-        which, low, high, rising = [], [], [], []
+        which, low, high, guess, rising = [], [], [], [], []
         for z, value in self._branches:
             up = bool(value[-1] >= value[0])
             key = (value if up else value.flip(0)).cummax(0).values
@@ -708,15 +720,16 @@ class DeterministicLaw(_Law):
             which.append(inside)
             low.append(z[at - 1])
             high.append(z[at])
+            share = ((y[inside] - value[at - 1]) / (value[at] - value[at - 1])).nan_to_num(0.5).clamp(0, 1)
+            guess.append(z[at - 1] + share * (z[at] - z[at - 1]))
             rising.append(torch.full((len(inside),), up))
         counts = [len(w) for w in which]
         which, rising = torch.cat(which), torch.cat(rising)
-        return which, counts, self._solve(y[which], torch.cat(low), torch.cat(high), rising)
+        return which, counts, self._solve(y[which], torch.cat(low), torch.cat(high), torch.cat(guess), rising)
 
-    def _solve(self, y, low, high, rising):
+    def _solve(self, y, low, high, z, rising):
         """z in [low, high] with F(z) = y: Newton's method kept inside a shrinking bracket."""
-        low, high = low.clone(), high.clone()
-        z = (low + high) / 2
+        low, high, z = low.clone(), high.clone(), z.clone()
         active = torch.arange(len(y))
         for iteration in range(100):
             if not len(active):
@@ -727,14 +740,12 @@ class DeterministicLaw(_Law):
             below = (residual < 0) == rising[active]
             low[active] = torch.where(below, at, low[active])
             high[active] = torch.where(below, high[active], at)
-            newton = at - residual / slope
-            middle = (low[active] + high[active]) / 2
-            wild = ~((newton > low[active]) & (newton < high[active])) | (iteration % 4 == 3)
-            after = torch.where(wild, middle, newton)
-            z[active] = after
-            moved = (after - at).abs() > 4e-16 * at.abs()
-            wide = (high[active] - low[active]) > 4e-16 * at.abs()
-            active = active[moved & wide & (residual != 0)]
+            step = residual / slope
+            wild = ~((at - step > low[active]) & (at - step < high[active])) | (iteration % 4 == 3)
+            ulp = 2.3e-16 * at.abs()
+            done = (step.abs() <= ulp) | (high[active] - low[active] <= 2 * ulp) | (residual == 0)
+            z[active] = torch.where(done, at, torch.where(wild, (low[active] + high[active]) / 2, at - step))
+            active = active[~done]
         return z
 
     def log_density(self, y):
@@ -757,7 +768,6 @@ class DeterministicLaw(_Law):
             top, bottom = (z[-1], z[0]) if up else (z[0], z[-1])
             at = torch.where(ends >= value.max(), top, bottom)
             at[own] = root
-            at = torch.where(ends == math.inf, math.inf, at) if False else at
             first, last = (at[:n], at[n:]) if up else (at[n:], at[:n])
             total = torch.logaddexp(total, self._initial.log_interval(first, last.maximum(first)))
         return total
@@ -785,24 +795,25 @@ class DeterministicLaw(_Law):
         return _kl_through_map(integrand, torch.cat([self._left, self._right[-1:]]), self._tolerance)
 
     def _kl_over_data(self, data):
-        """KL over y, with panels graded towards the turning values, where the density is infinite on one side."""
+        """KL over y. The density is infinite on one side of a turning value: y = smooth(t) flattens that end."""
         low, high = data.reach(0.0)
         std = data.variances.sqrt()
-        edges = (data.means + std * torch.linspace(-_REACH, _REACH, 20, dtype=torch.float64)).flatten()
+        edges = (data.means + std * torch.linspace(-_REACH, _REACH, 8, dtype=torch.float64)).flatten()
         inside = self.turning_values[(self.turning_values > low) & (self.turning_values < high)]
-        grading = (high - low) * 0.25 ** torch.arange(1, 24, dtype=torch.float64)
-        graded = torch.cat(
-            [inside, (inside[:, None] + grading).flatten(), (inside[:, None] - grading).flatten()]
-        )
-        edges = torch.cat([edges, graded]).unique()
-        edges = edges[(edges >= low) & (edges <= high)]
+        edges = torch.cat([edges, inside]).unique()
+        middle, half = (edges[1:] + edges[:-1]) / 2, edges.diff() / 2
 
-        def integrand(y):
+        def integrand(t):  # piece k of y is t in [2 k - 1, 2 k + 1]
+            piece = ((t + 1) / 2).floor().clamp(0, len(half) - 1).long()
+            t = t - 2 * piece
+            y = middle[piece] + half[piece] * t * (35 - 35 * t**2 + 21 * t**4 - 5 * t**6) / 16
             log_data = data.log_density(y, 0.0)
-            log_law = self.log_density(y)
-            return log_data.exp() * (log_data - log_law)
+            weight = log_data.exp() * half[piece] * 35 / 16 * (1 - t**2) ** 3
+            return weight * (log_data - self.log_density(y))
 
-        return _integrate(integrand, edges, self._tolerance)
+        return _integrate(
+            integrand, 2 * torch.arange(len(edges), dtype=torch.float64) - 1, 10 * self._tolerance
+        )
 
 
 def _scatter_logsumexp(terms, which, n):
