@@ -383,8 +383,7 @@ class Time:
         h, rise = self._h[index], self._rise[index]
         start, end = h * self._start[index], h * self._end[index]
         # Horner form: no cancellation near u = 0.
-        cubic = u * (start + u * (3 * rise - 2 * start - end + u * (start + end - 2 * rise)))
-        return torch.minimum(cubic.clamp_min(0), rise)
+        return u * (start + u * (3 * rise - 2 * start - end + u * (start + end - 2 * rise)))
 
     def _rate(self, index, u):
         h, rise = self._h[index], self._rise[index]
