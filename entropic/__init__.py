@@ -2,6 +2,7 @@
 
 from entropic import noise
 from entropic.entropy import ErrorCurve, Time
+from entropic.exact import deterministic_law, gaussian_kl, gaussian_law, gaussian_w2, stochastic_law
 from entropic.mixtures import GaussianMixture
 from entropic.samplers import sample_ddim, sample_ddim_stochastic, sample_dpmpp_2m, sample_heun
 from entropic.schedules import (
@@ -22,8 +23,12 @@ __all__ = [
     "Time",
     "arctan_sigmas",
     "cosine_sigmas",
+    "deterministic_law",
     "edm_sigmas",
     "entropic_sigmas",
+    "gaussian_kl",
+    "gaussian_law",
+    "gaussian_w2",
     "linear_sigmas",
     "log_sigmas",
     "noise",
@@ -32,6 +37,7 @@ __all__ = [
     "sample_ddim_stochastic",
     "sample_dpmpp_2m",
     "sample_heun",
+    "stochastic_law",
     "uniform_sigmas",
     "vp_sigmas",
 ]
