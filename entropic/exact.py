@@ -7,6 +7,7 @@ where a density is far below the smallest float, since everything is kept as a l
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ def _legendre():
 _NODE, _WEIGHT, _TO_COEFFICIENTS = _legendre()
 _LOG_WEIGHT = _WEIGHT.log()
 _TAIL = _TO_COEFFICIENTS[-2:].T.contiguous()
+_TO_ENDS = torch.stack([(-1.0) ** torch.arange(_NODES), torch.ones(_NODES)], 1).double()
+_TO_ENDS = _TO_COEFFICIENTS.T @ _TO_ENDS
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -51,6 +54,12 @@ def _at_nodes(left, right):
 def _tail(values):
     """Size of the last two Legendre coefficients on each panel: what a polynomial of this degree leaves out."""
     return (values @ _TAIL).abs().sum(-1)
+
+
+def _miss(values, at_left, at_right):
+    """As `_tail`, or by how much the polynomial misses the ends: a step may hide between an end and a node."""
+    ends = (values @ _TO_ENDS - torch.stack([at_left, at_right], 1)).abs()
+    return torch.maximum(_tail(values), ends.max(1).values / 10)
 
 
 def _resolve(function, edges, accept, depth=50):
@@ -122,11 +131,18 @@ class _Piecewise:
         left, right = self.edges[panel], self.edges[panel + 1]
         return _clenshaw(self.coefficients[panel], (2 * x - left - right) / (right - left))
 
-    def log_masses(self, edges):
-        """log of the integral of exp over each interval between adjacent `edges`, which must be short."""
-        left, right = edges[:-1], edges[1:]
-        log_density = self(_at_nodes(left, right))
-        return torch.logsumexp(log_density + _LOG_WEIGHT, 1) + ((right - left) / 2).log()
+    def log_masses(self, left, right):
+        """log of the integral of exp over [left, right], each within one panel."""
+        values = self(_at_nodes(left, right))
+        bend = (values @ _TO_COEFFICIENTS.T)[:, 2:].abs().sum(1).sqrt()
+        spread = (values.max(1).values - values.min(1).values) / 12
+        pieces = torch.maximum(bend, spread).ceil().clamp(1, 1e5).long()
+        which = torch.arange(len(left)).repeat_interleave(pieces)
+        position = (torch.arange(len(which)) - (pieces.cumsum(0) - pieces)[which]).double()
+        step = ((right - left) / pieces)[which]
+        low = left[which] + position * step
+        masses = torch.logsumexp(self(_at_nodes(low, low + step)) + _LOG_WEIGHT, 1) + (step / 2).log()
+        return _scatter_logsumexp(masses, which, len(left))
 
 
 # ------------------------------------------------------------------------------- the data, in one dimension
@@ -297,7 +313,7 @@ def stochastic_law(mixture, sigmas, start="normal", resolution=1.0):
     law = _resolve(
         lambda x, left, right: (initial.log_density(x),),
         edges,
-        _accept_log_density(data, sigmas[0], needed[0], resolution, [-math.inf]),
+        _accept_log_density(data, sigmas[0], needed[0], resolution),
     )
     law = _Piecewise(*law)
     for index in range(len(sigmas) - 2):
@@ -349,11 +365,13 @@ def _importance(data, sigma, x, log_density, top, needed):
     return torch.where(outside, torch.ones_like(weight), weight)
 
 
-def _accept_log_density(data, sigma, needed, resolution, top):
+def _accept_log_density(data, sigma, needed, resolution, tau=math.inf):
     """Accept a panel when its polynomial gives the log density as exactly as the panel matters."""
-    tolerance = _TOLERANCE / resolution**8
+    top = [-math.inf]
 
     def accept(left, right, log_density):
+        # (y - centre) / tau is rounded to one part in 1e16 of y / tau
+        tolerance = _TOLERANCE / resolution + 4e-15 * torch.maximum(left.abs(), right.abs()) / tau
         top[0] = max(top[0], float(log_density.max()))
         weight = _importance(data, sigma, _at_nodes(left, right), log_density, top[0], needed).max(1).values
         depth = top[0] - log_density.max(1).values
@@ -371,16 +389,17 @@ def _stochastic_step(data, law, sigma, sigma_next, needed, resolution):
     span = float(data.means.max() - data.means.min())
 
     # Panels on which the map is a polynomial too, then pieces on which the integrand is one, up to its exponential
-    def accept(left, right, mapped):
+    def accept(left, right, mapped, ends):
         x = _at_nodes(left, right)
         weight = _importance(data, sigma, x, law(x), top, (left[0], right[-1])).max(1).values
         # Far outside the data the exponents of the posterior are large, and so is their rounding.
         far = torch.maximum(data.means.min() - left, right - data.means.max()).clamp_min(0) / sigma
-        return _tail(mapped) * weight <= 1e-10 * tau / resolution**8 + 1e-14 * span * (1 + far.square())
+        return _miss(mapped, *ends.T) * weight <= 1e-10 * tau / resolution + 1e-14 * span * (1 + far.square())
 
-    left, right, mapped = _resolve(
-        lambda x, left, right: (_map(data, x, sigma, sigma_next),), law.edges, accept, depth=45
-    )
+    def source(x, left, right):
+        return _map(data, x, sigma, sigma_next), _map(data, torch.stack([left, right], 1), sigma, sigma_next)
+
+    left, right, mapped, _ = _resolve(source, law.edges, accept, depth=45)
     x = _at_nodes(left, right)
     log_density = law(x)
     weight = _importance(data, sigma, x, log_density, top, (left[0], right[-1])).max(1).values
@@ -401,11 +420,11 @@ def _stochastic_step(data, law, sigma, sigma_next, needed, resolution):
     ends = _map(data, torch.stack([left[bulk[0, 0]], right[bulk[-1, 0]]]), sigma, sigma_next)
     low = min(needed[0], float(ends[0]) - _BULK * tau)
     high = max(needed[1], float(ends[1]) + _BULK * tau)
-    edges = _seed(_map(data, law.edges, sigma, sigma_next)[::2], low, high, tau)
+    edges = _seed(_map(data, law.edges, sigma, sigma_next)[::2], low, high, tau, resolution)
     left, right, values = _resolve(
         lambda y, left, right: (source.log_density(y.reshape(-1)).reshape(y.shape),),
         edges,
-        _accept_log_density(data, sigma_next, needed, resolution, [-math.inf]),
+        _accept_log_density(data, sigma_next, needed, resolution, tau),
         depth=30,
     )
     kept = (values.max(1).values > values.max() - _BULK**2 / 2) | ((right > needed[0]) & (left < needed[1]))
@@ -414,11 +433,12 @@ def _stochastic_step(data, law, sigma, sigma_next, needed, resolution):
     return _Piecewise(left[kept], right[kept], values[kept])
 
 
-def _seed(candidates, low, high, tau):
+def _seed(candidates, low, high, tau, resolution):
     """Edges from `low` to `high` through those candidates that are about 2 tau apart or more, eight gaps at least."""
     inside = candidates[(candidates > low) & (candidates < high)]
-    inside = torch.cat([inside, torch.linspace(low, high, 9, dtype=torch.float64)]).sort().values
-    cells = torch.floor(inside / (2 * tau)).diff() > 0
+    inside = torch.cat([inside, torch.linspace(low, high, round(8 * resolution) + 1, dtype=torch.float64)])
+    inside = inside.sort().values
+    cells = torch.floor(inside * resolution / (2 * tau)).diff() > 0
     return torch.cat([inside[:1], inside[1:-1][cells[:-1]], inside[-1:]]).unique()
 
 
@@ -432,17 +452,21 @@ class _Source:
 
     def __init__(self, centres, log_mass, tau):
         self.centres, self.log_mass, self.tau = centres, log_mass, tau
-        self.low, self.high, self.best = centres[:, 0], centres[:, -1], log_mass.max(1).values
+        # A block stands for its two ends: what lies between is at most about 2 nats better.
+        self.low, self.high = centres[:, 0], centres[:, -1]
+        self.at_low, self.at_high = log_mass[:, 0] - _LOG_WEIGHT[0], log_mass[:, -1] - _LOG_WEIGHT[-1]
 
     def _windows(self, y, first, last):
         """For rows of y (G, n), the blocks that matter to each value, sought in [first, last) of the row (G,)."""
         width = int((last - first).max())
         block = first[:, None] + torch.arange(width)
         outside = (block >= last[:, None])[:, None]
-        block = block.clamp_max(len(self.best) - 1)
+        block = block.clamp_max(len(self.low) - 1)
         at = y[:, :, None]
-        distance = torch.maximum(self.low[block][:, None] - at, at - self.high[block][:, None]).clamp_min_(0)
-        score = self.best[block][:, None] - distance.mul_(1 / self.tau).square_() / 2
+        scale = -0.5 / self.tau**2
+        score = (at - self.low[block][:, None]).square_().mul_(scale).add_(self.at_low[block][:, None])
+        other = (at - self.high[block][:, None]).square_().mul_(scale).add_(self.at_high[block][:, None])
+        score = torch.maximum(score, other)
         score = score.masked_fill_(outside, -math.inf)
         near = (score >= score.amax(2, keepdim=True) - 45).to(torch.uint8)
         return near.argmax(2) + first[:, None], width - near.flip(2).argmax(2) + first[:, None]
@@ -454,8 +478,8 @@ class _Source:
         ends = torch.cat([y[::group], y[-1:]])
         zero = torch.zeros(1, dtype=torch.long)
         found = [
-            self._windows(chunk[None], zero, zero + len(self.best))
-            for chunk in ends.split(max(1, 500_000 // len(self.best)))
+            self._windows(chunk[None], zero, zero + len(self.low))
+            for chunk in ends.split(max(1, 500_000 // len(self.low)))
         ]
         first, last = (torch.cat([f[k][0] for f in found]) for k in (0, 1))
         rows = torch.cat([y, y[-1:].expand(-len(y) % group)]).reshape(-1, group)
@@ -467,7 +491,7 @@ class _Source:
         for pick in _batches(stops - starts, _NODES):
             block = starts[pick, None] + torch.arange(int((stops - starts)[pick[-1]]))
             outside = block >= stops[pick, None]
-            block = block.clamp_max(len(self.best) - 1)
+            block = block.clamp_max(len(self.low) - 1)
             exponent = (y[pick, None, None] - self.centres[block]).mul_(1 / self.tau).square_().mul_(-0.5)
             exponent += self.log_mass[block]
             exponent.masked_fill_(outside[:, :, None], -math.inf)
@@ -494,20 +518,23 @@ class StochasticLaw(_Law):
 
     def __init__(self, data, law, sigma, needed, resolution):
         self._data, self._law, self._sigma, self._needed = data, law, sigma, needed
-        self._tolerance = _TOLERANCE / resolution**8
+        self._tolerance = _TOLERANCE / resolution
 
         # Panels on which exp(log density) and the denoiser are polynomials
-        def accept(left, right, log_density, denoised):
+        def accept(left, right, log_density, denoised, ends):
             bend = (log_density @ _TO_COEFFICIENTS.T)[:, 2:].abs().sum(1)
             spread = log_density.max(1).values - log_density.min(1).values
             mass = log_density.max(1).values.exp() * (right - left)
-            smooth = _tail(denoised) * mass <= 1e-12 * span
+            smooth = _miss(denoised, *ends.T) * mass <= 1e-12 * span
             return smooth & (((bend <= 1 / resolution) & (spread <= 12)) | (mass < 1e-300))
 
         span = float(data.means.max() - data.means.min()) + float(data.variances.max().sqrt())
-        left, right, *_ = _resolve(
-            lambda x, left, right: (law(x), data.denoise(x, sigma)[0]), law.edges, accept
-        )
+
+        def values(x, left, right):
+            ends = torch.stack([left, right], 1)
+            return law(x), data.denoise(x, sigma)[0], data.denoise(ends, sigma)[0]
+
+        left, right, *_ = _resolve(values, law.edges, accept)
         self._edges = torch.cat([left, right[-1:]])
 
     def _invert(self, y):
@@ -536,16 +563,15 @@ class StochasticLaw(_Law):
         x = self._invert(ends)
         x = torch.where(ends == -math.inf, self._edges[0], torch.where(ends == math.inf, self._edges[-1], x))
         edges = torch.cat([self._edges, x]).unique()
-        masses = self._law.log_masses(edges)
-        index = torch.searchsorted(edges, x)
-        first, last = index[: len(low)].tolist(), index[len(low) :].tolist()
-        if len(first) <= 64:
-            empty = torch.tensor([-math.inf], dtype=torch.float64)
-            return torch.stack(
-                [torch.cat([masses[i:j], empty]).logsumexp(0) for i, j in zip(first, last, strict=True)]
-            )
-        total = torch.cat([masses.new_zeros(1), masses.exp().cumsum(0)])
-        return (total[index[len(low) :]] - total[index[: len(low)]]).clamp_min(0).log()
+        first, last = torch.searchsorted(edges, x).reshape(2, -1)
+        count = (last - first).clamp_min(0)
+        which = torch.arange(len(low)).repeat_interleave(count)
+        piece = torch.arange(len(which)) - (count.cumsum(0) - count)[which] + first[which]
+        if len(which) <= 10 * len(edges):
+            return _scatter_logsumexp(self._law.log_masses(edges[piece], edges[piece + 1]), which, len(low))
+        total = self._law.log_masses(edges[:-1], edges[1:]).exp().cumsum(0)
+        total = torch.cat([total.new_zeros(1), total])
+        return (total[last] - total[first]).clamp_min(0).log()
 
     def moments(self):
         """Total mass, mean and variance of the generated value, as floats; the mass is 1 up to the error."""
@@ -600,7 +626,7 @@ def deterministic_law(mixture, sigmas, solver="ddim", start="normal", resolution
 
 def _ddim_map(data, x, sigmas):
     slope = torch.ones_like(x)
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         denoised, gain = data.denoise(x, sigma)
         ratio = sigma_next / sigma
         x = ratio * x + (1 - ratio) * denoised
@@ -610,7 +636,7 @@ def _ddim_map(data, x, sigmas):
 
 def _heun_map(data, x, sigmas):
     slope = torch.ones_like(x)
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         denoised, gain = data.denoise(x, sigma)
         ratio = sigma_next / sigma
         euler, euler_slope = ratio * x + (1 - ratio) * denoised, ratio + (1 - ratio) * gain
@@ -628,7 +654,7 @@ def _heun_map(data, x, sigmas):
 def _dpmpp_2m_map(data, x, sigmas):
     slope = torch.ones_like(x)
     before = None
-    for index, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         denoised, gain = data.denoise(x, sigma)
         gain = gain * slope
         direction, turn = denoised, gain
@@ -650,22 +676,22 @@ class DeterministicLaw(_Law):
 
     def __init__(self, data, sigmas, initial, solver, resolution):
         self._data, self._sigmas, self._initial, self._solver = data, sigmas, initial, solver
-        self._tolerance = _TOLERANCE / resolution**8
+        self._tolerance = _TOLERANCE / resolution
         low, high = self._domain()
         bulk = torch.linspace(*initial.reach(), math.ceil(24 * resolution) + 1, dtype=torch.float64)
         edges = torch.cat([low[low < bulk[0]].flip(0), bulk, high[high > bulk[-1]]])
-        scale = max(1e-300, float((data.reach(0.0)[1] - data.reach(0.0)[0])))
+        scale = max(1e-300, float(data.reach(0.0)[1] - data.reach(0.0)[0]))
 
-        def accept(left, right, value, slope):
+        def values(z, left, right):
+            return *self._evaluate(z), self._evaluate(torch.stack([left, right], 1))[0]
+
+        def accept(left, right, value, slope, ends):
             spread = value.max(1).values - value.min(1).values
             # What the rounding of z does to F, where F is steep
             rounding = 3e-14 * torch.maximum(left.abs(), right.abs()) * slope.abs().max(1).values
-            return _tail(value) <= (1e-7 / resolution**8 * spread + 1e-10 * scale).maximum(rounding)
+            return _miss(value, *ends.T) <= (1e-7 / resolution**8 * spread + 1e-10 * scale).maximum(rounding)
 
-        self._left, self._right, value, slope = _resolve(
-            lambda z, left, right: self._evaluate(z), edges, accept, depth=48
-        )
-        self._value, self._slope = value, slope
+        self._left, self._right, self._value, *_ = _resolve(values, edges, accept, depth=48)
         z = torch.cat([self._left[:1], _at_nodes(self._left, self._right).reshape(-1), self._right[-1:]])
         self._split(z.unique())
         self.branches = len(self._branches)
