@@ -51,7 +51,7 @@ FACTS = """() => ({
 
 @pytest.fixture(scope="session")
 def browser():
-    chromium = shutil.which("chromium")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(HINT)
     from playwright.sync_api import sync_playwright
