@@ -648,6 +648,8 @@ def test_flat_ends_and_plateaus_keep_placement_well_defined():
     assert torch.isfinite(levels).all()
     # One bit at each scale, so that 2/3 and 1/3 of the way lie within the coarse and the fine split.
     assert 0.1 < levels[1] < 1.0 and 1e-4 < levels[2] < 3e-3
+    # The inverse of a flat part is its upper end.
+    assert Time([1.0, 2.0, 4.0, 8.0], [0.0, 1.0, 1.0, 2.0]).sigma_at([0.5, 1.0, 1.5]).tolist() == [1.5, 4, 6]
     with pytest.raises(ValueError, match="no information is lost"):
         time.place(4, 1e-6, 2e-6)
 
