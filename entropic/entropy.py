@@ -260,8 +260,10 @@ class Time:
         secant = self._rise / self._h
         if self._log:
             slope = as_float64("slope", slope)
-            if slope.shape != self.phi.shape or not (slope >= 0).all():
-                raise ValueError(f"slope = {slope}; pass dphi / dlog sigma >= 0, one a level")
+            if slope.shape != self.phi.shape:
+                raise ValueError(f"slope has shape {tuple(slope.shape)}; sigma needs {tuple(self.phi.shape)}")
+            if not (slope >= 0).all():
+                raise ValueError(f"slope = {slope.min().item()} at its lowest; a time never runs backwards")
             # Slopes of at most three secants keep a cubic monotone.
             before = torch.cat([secant[:1], secant])
             after = torch.cat([secant, secant[-1:]])
