@@ -41,6 +41,7 @@ _LOG_WEIGHT = _WEIGHT.log()
 _TAIL = _TO_COEFFICIENTS[-2:].T.contiguous()
 _TO_ENDS = torch.stack([(-1.0) ** torch.arange(_NODES), torch.ones(_NODES)], 1).double()
 _TO_ENDS = _TO_COEFFICIENTS.T @ _TO_ENDS
+_EPS = 2.0**-52
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -131,9 +132,13 @@ class _Piecewise:
         left, right = self.edges[panel], self.edges[panel + 1]
         return _clenshaw(self.coefficients[panel], (2 * x - left - right) / (right - left))
 
-    def log_masses(self, left, right):
-        """log of the integral of exp over [left, right], each within one panel."""
+    def log_masses(self, left, right, group, groups):
+        """log of the integral of exp over the pieces [left, right], each within one panel, summed by group."""
         values = self(_at_nodes(left, right))
+        rough = values.max(1).values + (right - left).log()
+        best = torch.full((groups,), -math.inf, dtype=torch.float64).scatter_reduce(0, group, rough, "amax")
+        kept = rough > best[group] - 80
+        left, right, group, values = left[kept], right[kept], group[kept], values[kept]
         bend = (values @ _TO_COEFFICIENTS.T)[:, 2:].abs().sum(1).sqrt()
         spread = (values.max(1).values - values.min(1).values) / 12
         pieces = torch.maximum(bend, spread).ceil().clamp(1, 1e5).long()
@@ -142,7 +147,7 @@ class _Piecewise:
         step = ((right - left) / pieces)[which]
         low = left[which] + position * step
         masses = torch.logsumexp(self(_at_nodes(low, low + step)) + _LOG_WEIGHT, 1) + (step / 2).log()
-        return _scatter_logsumexp(masses, which, len(left))
+        return _scatter_logsumexp(masses, group[which], groups)
 
 
 # ------------------------------------------------------------------------------- the data, in one dimension
@@ -482,6 +487,8 @@ class _Source:
             for chunk in ends.split(max(1, 500_000 // len(self.low)))
         ]
         first, last = (torch.cat([f[k][0] for f in found]) for k in (0, 1))
+        # A block seen through its ends alone may leave a window a value early or late: keep both ends in order.
+        first, last = first.flip(0).cummin(0).values.flip(0), last.cummax(0).values
         rows = torch.cat([y, y[-1:].expand(-len(y) % group)]).reshape(-1, group)
         starts, stops = torch.empty_like(rows, dtype=torch.long), torch.empty_like(rows, dtype=torch.long)
         for pick in _batches(last[1:] - first[:-1], group):
@@ -568,10 +575,11 @@ class StochasticLaw(_Law):
         which = torch.arange(len(low)).repeat_interleave(count)
         piece = torch.arange(len(which)) - (count.cumsum(0) - count)[which] + first[which]
         if len(which) <= 10 * len(edges):
-            return _scatter_logsumexp(self._law.log_masses(edges[piece], edges[piece + 1]), which, len(low))
-        total = self._law.log_masses(edges[:-1], edges[1:]).exp().cumsum(0)
+            return self._law.log_masses(edges[piece], edges[piece + 1], which, len(low)).clamp_max(0)
+        every = torch.arange(len(edges) - 1)
+        total = self._law.log_masses(edges[:-1], edges[1:], every, len(every)).exp().cumsum(0)
         total = torch.cat([total.new_zeros(1), total])
-        return (total[last] - total[first]).clamp_min(0).log()
+        return (total[last] - total[first]).clamp(0, 1).log()
 
     def moments(self):
         """Total mass, mean and variance of the generated value, as floats; the mass is 1 up to the error."""
@@ -594,7 +602,7 @@ class StochasticLaw(_Law):
 
 
 def _kl_through_map(integrand, edges, tolerance):
-    """KL by a change of variables; `integrand` gives the data's density in the new variable, and times the log ratio."""
+    """KL by a change of variables; `integrand` gives the data's density there, and the same times the log ratio."""
 
     def accept(left, right, weight, value):
         return _tail(weight).maximum(_tail(value)) * (right - left) <= tolerance * (1 + value.abs().max())
@@ -619,56 +627,66 @@ def deterministic_law(mixture, sigmas, solver="ddim", start="normal", resolution
     map F of the initial value need not be monotone: all its branches are summed. Returns a DeterministicLaw.
     """
     data, sigmas, initial, resolution = _inputs(mixture, sigmas, start, resolution)
-    if solver not in _MAPS:
-        raise ValueError(f"solver = {solver!r}; pass one of {sorted(_MAPS)}")
-    return DeterministicLaw(data, sigmas, initial, _MAPS[solver], resolution)
+    if solver not in _STATES:
+        raise ValueError(f"solver = {solver!r}; pass one of {sorted(_STATES)}")
+    return DeterministicLaw(data, sigmas, initial, _STATES[solver], resolution)
 
 
-def _ddim_map(data, x, sigmas):
-    slope = torch.ones_like(x)
+# Each takes x through `sigmas`, all above 0, and yields at each of them the state, its slope, and what rounding may
+# have done to it: the rounding before, carried by the step's own slope, and that of the step's operands.
+
+
+def _ddim_states(data, x, sigmas):
+    slope, noise = torch.ones_like(x), _EPS * x.abs()
+    yield x, slope, noise
     for sigma, sigma_next in pairwise(sigmas):
         denoised, gain = data.denoise(x, sigma)
         ratio = sigma_next / sigma
-        x = ratio * x + (1 - ratio) * denoised
-        slope = slope * (ratio + (1 - ratio) * gain)
-    return x, slope
+        factor = ratio + (1 - ratio) * gain
+        noise = factor * noise + _EPS * (ratio * x.abs() + denoised.abs())
+        x, slope = ratio * x + (1 - ratio) * denoised, slope * factor
+        yield x, slope, noise
 
 
-def _heun_map(data, x, sigmas):
-    slope = torch.ones_like(x)
+def _heun_states(data, x, sigmas):
+    slope, noise = torch.ones_like(x), _EPS * x.abs()
+    yield x, slope, noise
     for sigma, sigma_next in pairwise(sigmas):
         denoised, gain = data.denoise(x, sigma)
         ratio = sigma_next / sigma
         euler, euler_slope = ratio * x + (1 - ratio) * denoised, ratio + (1 - ratio) * gain
-        if sigma_next > 0:
-            denoised_next, gain_next = data.denoise(euler, sigma_next)
-            half = (sigma_next - sigma) / 2
-            x = x + half * ((x - denoised) / sigma + (euler - denoised_next) / sigma_next)
-            factor = 1 + half * ((1 - gain) / sigma + (1 - gain_next) * euler_slope / sigma_next)
-        else:
-            x, factor = euler, euler_slope
+        denoised_next, gain_next = data.denoise(euler, sigma_next)
+        half = (sigma_next - sigma) / 2
+        factor = 1 + half * ((1 - gain) / sigma + (1 - gain_next) * euler_slope / sigma_next)
+        operands = (x.abs() + denoised.abs()) / sigma + (euler.abs() + denoised_next.abs()) / sigma_next
+        euler_noise = _EPS * (euler.abs() + denoised.abs())
+        noise = factor.abs() * noise - half * (_EPS * operands + (1 + gain_next) * euler_noise / sigma_next)
+        x = x + half * ((x - denoised) / sigma + (euler - denoised_next) / sigma_next)
         slope = slope * factor
-    return x, slope
+        yield x, slope, noise
 
 
-def _dpmpp_2m_map(data, x, sigmas):
-    slope = torch.ones_like(x)
+def _dpmpp_2m_states(data, x, sigmas):
+    slope, noise = torch.ones_like(x), _EPS * x.abs()
+    yield x, slope, noise
     before = None
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         denoised, gain = data.denoise(x, sigma)
-        gain = gain * slope
-        direction, turn = denoised, gain
-        if index > 0 and sigma_next > 0:
+        own = denoised, gain * slope, gain * noise + _EPS * denoised.abs()
+        direction, turn, rough = own
+        if index > 0:
             weight = math.log(sigma / sigma_next) / (2 * math.log(sigmas[index - 1] / sigma))
-            direction = (1 + weight) * denoised - weight * before[0]
-            turn = (1 + weight) * gain - weight * before[1]
-        before = denoised, gain
+            direction = (1 + weight) * direction - weight * before[0]
+            turn = (1 + weight) * turn - weight * before[1]
+            rough = (1 + weight) * rough + weight * before[2]
+        before = own
         ratio = sigma_next / sigma
         x, slope = ratio * x + (1 - ratio) * direction, ratio * slope + (1 - ratio) * turn
-    return x, slope
+        noise = ratio * noise + (1 - ratio) * rough + _EPS * x.abs()
+        yield x, slope, noise
 
 
-_MAPS = {"ddim": _ddim_map, "heun": _heun_map, "dpmpp_2m": _dpmpp_2m_map}
+_STATES = {"ddim": _ddim_states, "heun": _heun_states, "dpmpp_2m": _dpmpp_2m_states}
 
 
 class DeterministicLaw(_Law):
@@ -682,22 +700,37 @@ class DeterministicLaw(_Law):
         edges = torch.cat([low[low < bulk[0]].flip(0), bulk, high[high > bulk[-1]]])
         scale = max(1e-300, float(data.reach(0.0)[1] - data.reach(0.0)[0]))
 
+        # A monotone F hides nothing between its values. Otherwise every state must be resolved, at the scale of its
+        # own sigma, lest a state crosses a border between two nodes and returns.
+        watched = solver is not _ddim_states
+
         def values(z, left, right):
-            return *self._evaluate(z), self._evaluate(torch.stack([left, right], 1))[0]
-
-        def accept(left, right, value, slope, ends):
+            unresolved = torch.zeros_like(left)
+            z = torch.cat([z, torch.stack([left, right], 1)], 1)
+            for sigma, (x, _, noise) in zip(sigmas, solver(data, z, sigmas[:-1]), strict=False):
+                if watched:
+                    missed = _miss(x[:, :_NODES], x[:, -2], x[:, -1])
+                    unresolved += missed > 1e-3 / resolution * sigma + 10 * noise.max(1).values
+            value, gain = data.denoise(x, sigmas[-2])
             spread = value.max(1).values - value.min(1).values
-            # What the rounding of z does to F, where F is steep
-            rounding = 3e-14 * torch.maximum(left.abs(), right.abs()) * slope.abs().max(1).values
-            return _miss(value, *ends.T) <= (1e-7 / resolution**8 * spread + 1e-10 * scale).maximum(rounding)
+            missed = _miss(value[:, :_NODES], value[:, -2], value[:, -1])
+            noise = (gain * noise + _EPS * value.abs()).max(1).values
+            unresolved += missed > 1e-7 / resolution**8 * spread + 1e-10 * scale + 10 * noise
+            return value[:, :_NODES], unresolved
 
-        self._left, self._right, self._value, *_ = _resolve(values, edges, accept, depth=48)
+        def accept(left, right, value, unresolved):
+            return unresolved == 0
+
+        self._left, self._right, self._value, _ = _resolve(values, edges, accept, depth=48)
         z = torch.cat([self._left[:1], _at_nodes(self._left, self._right).reshape(-1), self._right[-1:]])
         self._split(z.unique())
         self.branches = len(self._branches)
 
     def _evaluate(self, z):
-        return self._solver(self._data, z, self._sigmas)
+        """F(z), its slope, and the slope before the last step, whose sign is F's own: that step is monotone."""
+        *_, (x, before, _) = self._solver(self._data, z, self._sigmas[:-1])
+        y, gain = self._data.denoise(x, self._sigmas[-2])
+        return y, gain * before, before
 
     def _domain(self):
         """Points beyond the bulk of the initial law on both sides, until F has passed the data."""
@@ -718,12 +751,12 @@ class DeterministicLaw(_Law):
 
     def _split(self, z):
         """Find the turning points of F, and its monotone branches between them."""
-        value, slope = self._evaluate(z)
+        value, _, slope = self._evaluate(z)
         turns = (torch.sign(slope[1:]) * torch.sign(slope[:-1]) < 0).nonzero()[:, 0]
         low, high, rising = z[turns], z[turns + 1], slope[turns] > 0
         for _ in range(60 if len(turns) else 0):
             middle = (low + high) / 2
-            same = (self._evaluate(middle)[1] > 0) == rising
+            same = (self._evaluate(middle)[2] > 0) == rising
             low, high = torch.where(same, middle, low), torch.where(same, high, middle)
         self.turning_points = (low + high) / 2
         self.turning_values = self._evaluate(self.turning_points)[0] if len(turns) else low
@@ -761,7 +794,7 @@ class DeterministicLaw(_Law):
             if not len(active):
                 break
             at = z[active]
-            value, slope = self._evaluate(at)
+            value, slope, _ = self._evaluate(at)
             residual = value - y[active]
             below = (residual < 0) == rising[active]
             low[active] = torch.where(below, at, low[active])
@@ -811,7 +844,7 @@ class DeterministicLaw(_Law):
             return self._kl_over_data(data)
 
         def integrand(z):
-            y, slope = self._evaluate(z)
+            y, slope, _ = self._evaluate(z)
             log_slope = slope.abs().log()
             log_data = data.log_density(y, 0.0)
             weight = (log_data + log_slope).exp()
@@ -876,8 +909,8 @@ def gaussian_law(variances, sigmas, solver="ddim", start="exact"):
             ratio = (sigma_next / sigma) ** 2
             first = (ratio + (1 - ratio) * gain) ** 2 * first + sigma_next**2 * (1 - ratio)
         return first
-    if solver not in _MAPS:
-        raise ValueError(f"solver = {solver!r}; pass one of {sorted([*_MAPS, 'ddim_stochastic'])}")
+    if solver not in _STATES:
+        raise ValueError(f"solver = {solver!r}; pass one of {sorted([*_STATES, 'ddim_stochastic'])}")
     factor, before = torch.ones_like(variances), None
     last = len(gains) - 1
     for index, gain in enumerate(gains):
