@@ -83,7 +83,7 @@ class GaussianMixture:
             raise ValueError(
                 f"covariances have the eigenvalue {eigenvalues.min().item()}; none may be below 0"
             )
-        return cls(weights, means, 0.0, basis, eigenvalues.clamp_min(0))
+        return cls(weights, means, 0.0, _signed(basis), eigenvalues.clamp_min(0))
 
     @classmethod
     def low_rank(cls, means, factors, noise, weights=None):
@@ -98,7 +98,7 @@ class GaussianMixture:
                 f"factors has shape {tuple(factors.shape)}; means {tuple(means.shape)} need (K, D, r), r < D"
             )
         basis, singular, _ = torch.linalg.svd(factors, full_matrices=False)
-        return cls(weights, means, noise, basis, singular.square())
+        return cls(weights, means, noise, _signed(basis), singular.square())
 
     @classmethod
     def fit_low_rank(cls, x, labels, rank, shared_noise=False):
@@ -124,7 +124,7 @@ class GaussianMixture:
             values, vectors = torch.linalg.eigh((members - mean).T @ (members - mean) / len(members))
             means.append(mean)
             noise.append(values[:-rank].mean().clamp_min(0))
-            basis.append(vectors[:, -rank:])
+            basis.append(_signed(vectors[:, -rank:]))
             eigenvalues.append(values[-rank:])
             weights.append(len(members) / len(x))
         weights, noise = torch.tensor(weights, dtype=torch.float64), torch.stack(noise)
@@ -167,7 +167,7 @@ class GaussianMixture:
             raise ValueError(f"noise = {self.noise.tolist()}; only a shared isotropic variance splits off")
         span = torch.cat([self.means.T, self._flat_basis], 1)
         frame, singular, _ = torch.linalg.svd(span, full_matrices=False)
-        frame = frame[:, singular > 1e-12 * singular[0]]
+        frame = _signed(frame[:, singular > 1e-12 * singular[0]])
         basis = torch.einsum("dq,kdr->kqr", frame, self.basis)
         return GaussianMixture(self.weights, self.means @ frame, self.noise, basis, self.eigenvalues), frame
 
@@ -391,3 +391,9 @@ class GaussianMixture:
         pull = isotropic[:, :, None] * (x[:, None, :] - self.means)
         means = self.means + pull + torch.einsum("nkr,kdr->nkd", change, self.basis)
         return means - (gamma[:, :, None] * means).sum(1, keepdim=True)
+
+
+def _signed(vectors):
+    """Columns (..., D, r) with their largest entry positive, so that samples are the same on every machine."""
+    largest = vectors.abs().argmax(-2, keepdim=True)
+    return vectors * vectors.gather(-2, largest).sign()

@@ -336,7 +336,7 @@ def compare(results: Path, expected: Path) -> bool:
 
 
 def refresh_expected(book: Path, expected: Path):
-    """Make the results of the book's default profile the expected ones, and list them in codecheck.yml."""
+    """Make the results of the book's default profile the expected ones: csv, codecheck.yml, README's figure."""
     for name in names():
         state = status(name, book)
         if state["state"] != "ok" or state["profile"] != "default" or state["overrides"]:
@@ -357,6 +357,8 @@ def refresh_expected(book: Path, expected: Path):
             path = f"book/_build/results/{name}/{file}"
             manifest.append({"file": path, "comment": f"{sidecar['kind']}: {first}"})
     if book == ROOT / "book":
+        results = book / "_build" / "results"
+        shutil.copyfile(results / "one_dimension" / "width-sweep.png", ROOT / "book" / "readme.png")
         check = ROOT / "codecheck.yml"
         text = check.read_text("utf-8")
         about = yaml.safe_load(text) | {"manifest": manifest}

@@ -176,6 +176,24 @@ def test_shared_noise_is_the_weighted_mean_and_splits_off_a_subspace():
     )
 
 
+def test_samples_do_not_depend_on_the_signs_of_eigenvectors(monkeypatch):
+    g = _generator(7)
+    x, labels = torch.randn(100, 6, generator=g, dtype=torch.float64), torch.arange(100) % 2
+
+    def drawn():
+        fit = GaussianMixture.fit_low_rank(x, labels, 2, shared_noise=True)
+        return fit.sample(3, _generator(8)), fit.reduced()[0].sample(3, _generator(8))
+
+    first = drawn()
+    eigh, svd = torch.linalg.eigh, torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: (eigh(a)[0], -eigh(a)[1]))
+    monkeypatch.setattr(
+        torch.linalg, "svd", lambda a, **k: [-u if i == 0 else u for i, u in enumerate(svd(a, **k))]
+    )
+    for ours, theirs in zip(first, drawn(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
 ONE_D = {
     "points": GaussianMixture.points([-1.3, -0.2, 0.1, 1.9], [0.1, 0.2, 0.3, 0.4]),
     "narrow in wide": GaussianMixture.isotropic([0.0, 0.3], [1.0, 0.003], [0.6, 0.4]),
