@@ -165,25 +165,35 @@ class _Data:
         self.log_weights = mixture.weights.log()[:, None]
 
     def _logits(self, x, total):
-        offset = x - self.means
-        return offset, (self.log_weights - 0.5 * total.log()) - offset.square() * (0.5 / total)
+        """log of the terms of the density at x (n,), (K, n), less a term common to all that is returned too.
+
+        Far outside the means the squares are huge and nearly equal: with e the distance from their hull and p the
+        nearest point of it, (x - mean)^2 = (p - mean) (p - mean + 2 e) + e^2, whose e^2 is set apart.
+        """
+        hull = x.clamp(float(self.means.min()), float(self.means.max()))
+        outside = x - hull
+        offset = hull - self.means
+        logits = (self.log_weights - 0.5 * total.log()) - offset * (offset + 2 * outside) * (0.5 / total)
+        curvature = 0.5 / total
+        least = float(curvature.min())
+        if float(curvature.max()) > least:
+            logits = logits - (curvature - least) * outside.square()
+        return logits, -least * outside.square()
 
     def denoise(self, x, sigma):
         """E[x0 | x] and its derivative Var[x0 | x] / sigma^2, shaped like x."""
         shape, x = x.shape, x.reshape(-1)
         total = self.variances + sigma**2
         gain = self.variances / total
-        offset, logits = self._logits(x, total)
-        posterior = logits.softmax(0)
-        centre = self.means + gain * offset
+        posterior = self._logits(x, total)[0].softmax(0)
+        centre = self.means + gain * (x - self.means)
         denoised = (posterior * centre).sum(0)
         slope = (posterior * ((centre - denoised).square() / sigma**2 + gain)).sum(0)
         return denoised.reshape(shape), slope.reshape(shape)
 
     def log_density(self, x, sigma):
-        total = self.variances + sigma**2
-        logits = self._logits(x.reshape(-1), total)[1]
-        return (logits.logsumexp(0) - _LOG_SQRT_2PI).reshape(x.shape)
+        logits, common = self._logits(x.reshape(-1), self.variances + sigma**2)
+        return (logits.logsumexp(0) + (common - _LOG_SQRT_2PI)).reshape(x.shape)
 
     def log_interval(self, low, high, sigma):
         """log P(low < x < high) at noise sigma."""
@@ -391,15 +401,12 @@ def _stochastic_step(data, law, sigma, sigma_next, needed, resolution):
     tau = sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
     top = float(law.values.max())
 
-    span = float(data.means.max() - data.means.min())
-
     # Panels on which the map is a polynomial too, then pieces on which the integrand is one, up to its exponential
     def accept(left, right, mapped, ends):
         x = _at_nodes(left, right)
         weight = _importance(data, sigma, x, law(x), top, (left[0], right[-1])).max(1).values
-        # Far outside the data the exponents of the posterior are large, and so is their rounding.
-        far = torch.maximum(data.means.min() - left, right - data.means.max()).clamp_min(0) / sigma
-        return _miss(mapped, *ends.T) * weight <= 1e-10 * tau / resolution + 1e-14 * span * (1 + far.square())
+        size = mapped.abs().max(1).values
+        return _miss(mapped, *ends.T) * weight <= 1e-10 * tau / resolution + 1e-14 * size
 
     def source(x, left, right):
         return _map(data, x, sigma, sigma_next), _map(data, torch.stack([left, right], 1), sigma, sigma_next)
