@@ -328,11 +328,13 @@ def stochastic_law(mixture, sigmas, start="normal", resolution=1.0):
     law = _resolve(
         lambda x, left, right: (initial.log_density(x),),
         edges,
-        _accept_log_density(data, sigmas[0], needed[0], resolution),
+        _accept_log_density(data, sigmas[0], sigmas[-2], needed[0], resolution),
     )
     law = _Piecewise(*law)
     for index in range(len(sigmas) - 2):
-        law = _stochastic_step(data, law, sigmas[index], sigmas[index + 1], needed[index + 1], resolution)
+        law = _stochastic_step(
+            data, law, *sigmas[index : index + 2], sigmas[-2], needed[index + 1], resolution
+        )
     return StochasticLaw(data, law, sigmas[-2], needed[-1], resolution)
 
 
@@ -371,16 +373,24 @@ def _needed(data, sigmas):
     return needed[::-1]
 
 
-def _importance(data, sigma, x, log_density, top, needed):
-    """How much a point matters, 0 to 1: to the law, to the data, or as a tail through which the data is reached."""
+def _importance(data, sigma, sigma_last, x, log_density, top, low, high):
+    """How much a point matters, 0 to 1: to the law, to the data, or as a tail through which the data is reached.
+
+    The last denoiser spreads the data's own tails: what lies k standard deviations out in a component of variance
+    v comes from k sqrt(1 + sigma_last^2 / v) of them out in the marginal. So its density counts to the power
+    v / (v + sigma_last^2), and at an earlier sigma, from where noise leads there, to a higher one.
+    """
     inside = data.reach(sigma)
     exact = data.log_density(x, sigma)
-    weight = torch.maximum(log_density - top, exact - exact.max()).clamp_max(0).exp()
-    outside = ((x < inside[0]) & (x > needed[0])) | ((x > inside[1]) & (x < needed[1]))
+    variance = float(data.variances.min())
+    last = variance + sigma_last**2
+    power = min(1.0, max(0.05, variance / last * (variance + sigma**2) / last)) if variance > 0 else 1.0
+    weight = torch.maximum(log_density - top, power * (exact - exact.max())).clamp_max(0).exp()
+    outside = ((x < inside[0]) & (x > low)) | ((x > inside[1]) & (x < high))
     return torch.where(outside, torch.ones_like(weight), weight)
 
 
-def _accept_log_density(data, sigma, needed, resolution, tau=math.inf):
+def _accept_log_density(data, sigma, sigma_last, needed, resolution, tau=math.inf):
     """Accept a panel when its polynomial gives the log density as exactly as the panel matters."""
     top = [-math.inf]
 
@@ -388,7 +398,8 @@ def _accept_log_density(data, sigma, needed, resolution, tau=math.inf):
         # (y - centre) / tau is rounded to one part in 1e16 of y / tau
         tolerance = _TOLERANCE / resolution + 4e-15 * torch.maximum(left.abs(), right.abs()) / tau
         top[0] = max(top[0], float(log_density.max()))
-        weight = _importance(data, sigma, _at_nodes(left, right), log_density, top[0], needed).max(1).values
+        x = _at_nodes(left, right)
+        weight = _importance(data, sigma, sigma_last, x, log_density, top[0], *needed).max(1).values
         depth = top[0] - log_density.max(1).values
         allowed = torch.minimum(tolerance * (1 / weight.clamp_min(1e-300) + depth), 1e-3 + 0.05 * depth)
         return _tail(log_density) <= allowed
@@ -396,15 +407,15 @@ def _accept_log_density(data, sigma, needed, resolution, tau=math.inf):
     return accept
 
 
-def _stochastic_step(data, law, sigma, sigma_next, needed, resolution):
+def _stochastic_step(data, law, sigma, sigma_next, sigma_last, needed, resolution):
     """The law of m(x) + tau z for x of the given law, m the monotone mean of stochastic DDIM's step."""
     tau = sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
-    top = float(law.values.max())
+    top, ends_of_law = float(law.values.max()), law.edges[[0, -1]].tolist()
 
     # Panels on which the map is a polynomial too, then pieces on which the integrand is one, up to its exponential
     def accept(left, right, mapped, ends):
         x = _at_nodes(left, right)
-        weight = _importance(data, sigma, x, law(x), top, (left[0], right[-1])).max(1).values
+        weight = _importance(data, sigma, sigma_last, x, law(x), top, *ends_of_law).max(1).values
         size = mapped.abs().max(1).values
         return _miss(mapped, *ends.T) * weight <= 1e-10 * tau / resolution + 1e-14 * size
 
@@ -414,7 +425,7 @@ def _stochastic_step(data, law, sigma, sigma_next, needed, resolution):
     left, right, mapped, _ = _resolve(source, law.edges, accept, depth=45)
     x = _at_nodes(left, right)
     log_density = law(x)
-    weight = _importance(data, sigma, x, log_density, top, (left[0], right[-1])).max(1).values
+    weight = _importance(data, sigma, sigma_last, x, log_density, top, *ends_of_law).max(1).values
     # A slope of the log density only moves the maximum of the integrand; its bend makes the maximum narrow.
     bend = (log_density @ _TO_COEFFICIENTS.T)[:, 2:].abs().sum(1)
     pieces = torch.maximum(_steepest(mapped) / (2.75 * tau), bend.sqrt())
@@ -436,7 +447,7 @@ def _stochastic_step(data, law, sigma, sigma_next, needed, resolution):
     left, right, values = _resolve(
         lambda y, left, right: (source.log_density(y.reshape(-1)).reshape(y.shape),),
         edges,
-        _accept_log_density(data, sigma_next, needed, resolution, tau),
+        _accept_log_density(data, sigma_next, sigma_last, needed, resolution, tau),
         depth=30,
     )
     kept = (values.max(1).values > values.max() - _BULK**2 / 2) | ((right > needed[0]) & (left < needed[1]))
@@ -598,30 +609,33 @@ class StochasticLaw(_Law):
         return float(weight.sum()), float(mean), float((weight * (y - mean).square()).sum() / weight.sum())
 
     def _kl(self, data):
-        def integrand(x):
+        def log_terms(x):
             y, slope = self._data.denoise(x, self._sigma)
-            log_data = data.log_density(y, 0.0)
-            return torch.stack(
-                [weight := (log_data + slope.log()).exp(), weight * (log_data - self._law(x) + slope.log())]
-            )
+            log_data, log_slope = data.log_density(y, 0.0), slope.log()
+            return log_data + log_slope, log_data - self._law(x) + log_slope
 
-        return _kl_through_map(integrand, self._edges, self._tolerance)
+        return _kl_through_map(log_terms, self._edges, self._tolerance)
 
 
-def _kl_through_map(integrand, edges, tolerance):
-    """KL by a change of variables; `integrand` gives the data's density there, and the same times the log ratio."""
+def _kl_through_map(log_terms, edges, tolerance):
+    """KL by a change of variables; `log_terms` gives log(data density in the new variable) and the log ratio there."""
+
+    def values(x, left, right):
+        x = torch.cat([x, torch.stack([left, right], 1)], 1)
+        log_weight, log_ratio = log_terms(x.reshape(-1))
+        weight = log_weight.exp()
+        return weight.reshape(x.shape), torch.where(weight > 0, weight * log_ratio, 0.0).reshape(x.shape)
 
     def accept(left, right, weight, value):
-        return _tail(weight).maximum(_tail(value)) * (right - left) <= tolerance * (1 + value.abs().max())
+        missed = [_miss(v[:, :_NODES], v[:, -2], v[:, -1]) * (right - left) for v in (weight, value)]
+        ratio = 1 + (value / weight.clamp_min(1e-300)).abs().max(1).values
+        return (missed[0] <= tolerance) & (missed[1] <= tolerance * ratio)
 
-    left, right, weight, value = _resolve(
-        lambda x, left, right: integrand(x.reshape(-1)).reshape(2, *x.shape), edges, accept
-    )
+    left, right, weight, value = _resolve(values, edges, accept)
     half = (right - left) / 2
-    covered = float(half @ (weight @ _WEIGHT))
-    if covered < 1 - 1e-9:
+    if float(half @ (weight[:, :_NODES] @ _WEIGHT)) < 1 - 1e-9:
         return math.inf
-    return float(half @ (value @ _WEIGHT))
+    return float(half @ (value[:, :_NODES] @ _WEIGHT))
 
 
 # ------------------------------------------------------------------------------------------ deterministic solvers
@@ -850,15 +864,12 @@ class DeterministicLaw(_Law):
         if self.branches > 1:
             return self._kl_over_data(data)
 
-        def integrand(z):
+        def log_terms(z):
             y, slope, _ = self._evaluate(z)
-            log_slope = slope.abs().log()
-            log_data = data.log_density(y, 0.0)
-            weight = (log_data + log_slope).exp()
-            value = weight * (log_data - self._initial.log_density(z) + log_slope)
-            return torch.stack([weight, torch.where(weight > 0, value, 0.0)])
+            log_data, log_slope = data.log_density(y, 0.0), slope.abs().log()
+            return log_data + log_slope, log_data - self._initial.log_density(z) + log_slope
 
-        return _kl_through_map(integrand, torch.cat([self._left, self._right[-1:]]), self._tolerance)
+        return _kl_through_map(log_terms, torch.cat([self._left, self._right[-1:]]), self._tolerance)
 
     def _kl_over_data(self, data):
         """KL over y. The density is infinite on one side of a turning value: y = smooth(t) flattens that end."""
