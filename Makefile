@@ -71,7 +71,7 @@ lint: $(ENVIRONMENT)  ## ruff: style and format
 	$(PY) -m ruff format --check .
 
 clean:  ## remove what was built (the environment stays)
-	rm -rf book/_build book/notebooks notebooks/results build .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf book/_build book/notebooks notebooks/results build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # --- the environment ---------------------------------------------------------------------------------------
