@@ -381,11 +381,11 @@ def _importance(data, sigma, sigma_last, x, log_density, top, low, high):
     v / (v + sigma_last^2), and at an earlier sigma, from where noise leads there, to a higher one.
     """
     inside = data.reach(sigma)
-    exact = data.log_density(x, sigma)
+    exact = data.log_density(x, sigma) - data.log_density(data.means, sigma).max()
     variance = float(data.variances.min())
     last = variance + sigma_last**2
     power = min(1.0, max(0.05, variance / last * (variance + sigma**2) / last)) if variance > 0 else 1.0
-    weight = torch.maximum(log_density - top, power * (exact - exact.max())).clamp_max(0).exp()
+    weight = torch.maximum(log_density - top, power * exact).clamp_max(0).exp()
     outside = ((x < inside[0]) & (x > low)) | ((x > inside[1]) & (x < high))
     return torch.where(outside, torch.ones_like(weight), weight)
 
@@ -401,7 +401,9 @@ def _accept_log_density(data, sigma, sigma_last, needed, resolution, tau=math.in
         x = _at_nodes(left, right)
         weight = _importance(data, sigma, sigma_last, x, log_density, top[0], *needed).max(1).values
         depth = top[0] - log_density.max(1).values
-        allowed = torch.minimum(tolerance * (1 / weight.clamp_min(1e-300) + depth), 1e-3 + 0.05 * depth)
+        allowed = torch.minimum(
+            tolerance * (1 / weight.clamp_min(1e-300) + depth), (1e-3 + 0.05 * depth).clamp_max(0.5)
+        )
         return _tail(log_density) <= allowed
 
     return accept
@@ -417,7 +419,9 @@ def _stochastic_step(data, law, sigma, sigma_next, sigma_last, needed, resolutio
         x = _at_nodes(left, right)
         weight = _importance(data, sigma, sigma_last, x, law(x), top, *ends_of_law).max(1).values
         size = mapped.abs().max(1).values
-        return _miss(mapped, *ends.T) * weight <= 1e-10 * tau / resolution + 1e-14 * size
+        # Where little matters the map may be coarse, but must not throw mass to where less belongs.
+        allowed = (1e-10 / resolution / weight.clamp_min(1e-300)).clamp_max(0.05) * tau
+        return _miss(mapped, *ends.T) <= allowed + 1e-14 * size
 
     def source(x, left, right):
         return _map(data, x, sigma, sigma_next), _map(data, torch.stack([left, right], 1), sigma, sigma_next)
@@ -633,7 +637,7 @@ def _kl_through_map(log_terms, edges, tolerance):
 
     left, right, weight, value = _resolve(values, edges, accept)
     half = (right - left) / 2
-    if float(half @ (weight[:, :_NODES] @ _WEIGHT)) < 1 - 1e-9:
+    if float(half @ (weight[:, :_NODES] @ _WEIGHT)) < 1 - 1e-6:
         return math.inf
     return float(half @ (value[:, :_NODES] @ _WEIGHT))
 
