@@ -1,5 +1,7 @@
 """Frechet distance against closed forms and torch-fidelity's implementation; moments; bad input."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -13,17 +15,30 @@ def _gaussian(dim, seed, rank=None):
     return torch.randn(dim, generator=g, dtype=torch.float64), root @ root.T / root.shape[1]
 
 
-@pytest.fixture(name="torchvision_schemas")
-def _torchvision_schemas():
-    """torchvision's CPU build does not import beside a CPU torch of another index unless these are declared."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
+@pytest.fixture(name="torchvision")
+def _torchvision():
+    """torchvision, which torch-fidelity imports: beside a torch without CUDA its wheel lacks two declarations.
+
+    They are made only where the import has failed for want of them: elsewhere a second one would abort Python.
+    """
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
+        import torchvision
+
+        yield library
+    else:
+        yield torchvision
 
 
-def test_agrees_with_torch_fidelity(torchvision_schemas):
+def test_agrees_with_torch_fidelity(torchvision):
     from torch_fidelity.metric_fid import fid_statistics_to_metric
 
     (mean_a, a), (mean_b, b) = _gaussian(30, 0), _gaussian(30, 1)

@@ -79,6 +79,22 @@ def test_dtype_is_kept(sample, mixture):
         torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-4)
 
 
+def test_stochastic_ddim_step_by_step(mixture):
+    # each state from the last and the noise that the seed gives: mean and variance of eq. 16, to rounding
+    steps, generator = [], seeded(7)
+    end = samplers.sample_ddim_stochastic(
+        mixture.denoiser, start(), log_grid(6), generator=seeded(7), callback=steps.append
+    )
+    for step, after in zip(steps, [*(s.x for s in steps[1:]), end], strict=True):
+        share = step.sigma_next**2 / step.sigma**2
+        want = (1 - share) * mixture.denoiser(step.x, step.sigma) + share * step.x
+        if step.sigma_next > 0:
+            noise = torch.randn(step.x.shape, generator=generator, dtype=torch.float64)
+            variance = step.sigma_next**2 * (step.sigma**2 - step.sigma_next**2) / step.sigma**2
+            want = want + variance**0.5 * noise
+        torch.testing.assert_close(after, want, rtol=1e-12, atol=1e-12)
+
+
 def test_seeds_reproduce_and_differ(mixture):
     def run(seed):
         return samplers.sample_ddim_stochastic(mixture.denoiser, start(), log_grid(6), generator=seeded(seed))
