@@ -105,12 +105,13 @@ def _integrate(function, edges, tolerance):
 
 def _clenshaw(coefficients, t):
     """The Legendre series with `coefficients` along the last axis, at t in [-1, 1]."""
-    c = coefficients.unbind(-1)
     ahead = after = torch.zeros_like(t)
     for k in range(_NODES - 1, 0, -1):
-        new = torch.addcmul(c[k], t, ahead, value=(2 * k + 1) / (k + 1)).sub_(after, alpha=(k + 1) / (k + 2))
-        ahead, after = new, ahead
-    return torch.addcmul(c[0], t, ahead).sub_(after, alpha=0.5)
+        ahead, after = (
+            coefficients[..., k] + (2 * k + 1) / (k + 1) * t * ahead - (k + 1) / (k + 2) * after,
+            ahead,
+        )
+    return coefficients[..., 0] + t * ahead - after / 2
 
 
 def _steepest(values):
@@ -372,45 +373,35 @@ def _needed(data, sigmas):
     return needed[::-1]
 
 
-class _Importance:
+def _importance(data, sigma, sigma_last, x, log_density, top, low, high):
     """How much a point matters, 0 to 1: to the law, to the data, or as a tail through which the data is reached.
 
     The last denoiser spreads the data's own tails: what lies k standard deviations out in a component of variance
     v comes from k sqrt(1 + sigma_last^2 / v) of them out in the marginal. So its density counts to the power
     v / (v + sigma_last^2), and at an earlier sigma, from where noise leads there, to a higher one.
     """
-
-    def __init__(self, data, sigma, sigma_last, low, high):
-        variance = float(data.variances.min())
-        last = variance + sigma_last**2
-        power = variance / last * (variance + sigma**2) / last
-        self.power = min(1.0, max(0.05, power)) if variance > 0 else 1.0
-        self.data, self.sigma, self.low, self.high = data, sigma, low, high
-        self.inside = data.reach(sigma)
-        self.peak = data.log_density(data.means, sigma).max()
-
-    def __call__(self, left, right, log_density, top):
-        """The most that a node of each panel matters; log_density (P, nodes) of the law, `top` its maximum."""
-        exact = self.power * (self.data.log_density(_at_nodes(left, right), self.sigma) - self.peak)
-        weight = torch.maximum(log_density - top, exact).max(1).values.clamp_max(0).exp()
-        tail = (left < self.inside[0]) & (right > self.low) | (right > self.inside[1]) & (left < self.high)
-        return torch.where(tail, 1.0, weight)
+    inside = data.reach(sigma)
+    exact = data.log_density(x, sigma)
+    variance = float(data.variances.min())
+    last = variance + sigma_last**2
+    power = min(1.0, max(0.05, variance / last * (variance + sigma**2) / last)) if variance > 0 else 1.0
+    weight = torch.maximum(log_density - top, power * (exact - exact.max())).clamp_max(0).exp()
+    outside = ((x < inside[0]) & (x > low)) | ((x > inside[1]) & (x < high))
+    return torch.where(outside, torch.ones_like(weight), weight)
 
 
 def _accept_log_density(data, sigma, sigma_last, needed, resolution, tau=math.inf):
     """Accept a panel when its polynomial gives the log density as exactly as the panel matters."""
-    importance = _Importance(data, sigma, sigma_last, *needed)
     top = [-math.inf]
 
     def accept(left, right, log_density):
         # (y - centre) / tau is rounded to one part in 1e16 of y / tau
         tolerance = _TOLERANCE / resolution + 4e-15 * torch.maximum(left.abs(), right.abs()) / tau
         top[0] = max(top[0], float(log_density.max()))
-        weight = importance(left, right, log_density, top[0])
+        x = _at_nodes(left, right)
+        weight = _importance(data, sigma, sigma_last, x, log_density, top[0], *needed).max(1).values
         depth = top[0] - log_density.max(1).values
-        allowed = torch.minimum(
-            tolerance * (1 / weight.clamp_min(1e-300) + depth), (1e-3 + 0.05 * depth).clamp_max(5.0)
-        )
+        allowed = torch.minimum(tolerance * (1 / weight.clamp_min(1e-300) + depth), 1e-3 + 0.05 * depth)
         return _tail(log_density) <= allowed
 
     return accept
@@ -419,26 +410,25 @@ def _accept_log_density(data, sigma, sigma_last, needed, resolution, tau=math.in
 def _stochastic_step(data, law, sigma, sigma_next, sigma_last, needed, resolution):
     """The law of m(x) + tau z for x of the given law, m the monotone mean of stochastic DDIM's step."""
     tau = sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
-    top = float(law.values.max())
-    importance = _Importance(data, sigma, sigma_last, *law.edges[[0, -1]].tolist())
+    top, ends_of_law = float(law.values.max()), law.edges[[0, -1]].tolist()
 
     # Panels on which the map is a polynomial too, then pieces on which the integrand is one, up to its exponential
     def accept(left, right, mapped, ends):
-        weight = importance(left, right, law(_at_nodes(left, right)), top)
+        x = _at_nodes(left, right)
+        weight = _importance(data, sigma, sigma_last, x, law(x), top, *ends_of_law).max(1).values
         size = mapped.abs().max(1).values
-        # Where little matters the map may be coarse, but must not throw mass to where less belongs.
-        allowed = (1e-10 / resolution / weight.clamp_min(1e-300)).clamp_max(0.05) * tau
-        return _miss(mapped, *ends.T) <= allowed + 1e-14 * size
+        return _miss(mapped, *ends.T) * weight <= 1e-10 * tau / resolution + 1e-14 * size
 
     def source(x, left, right):
         return _map(data, x, sigma, sigma_next), _map(data, torch.stack([left, right], 1), sigma, sigma_next)
 
     left, right, mapped, _ = _resolve(source, law.edges, accept, depth=45)
-    log_density = law(_at_nodes(left, right))
-    weight = importance(left, right, log_density, top)
+    x = _at_nodes(left, right)
+    log_density = law(x)
+    weight = _importance(data, sigma, sigma_last, x, log_density, top, *ends_of_law).max(1).values
     # A slope of the log density only moves the maximum of the integrand; its bend makes the maximum narrow.
     bend = (log_density @ _TO_COEFFICIENTS.T)[:, 2:].abs().sum(1)
-    pieces = torch.maximum(_steepest(mapped) / (3.5 * tau), bend.sqrt())
+    pieces = torch.maximum(_steepest(mapped) / (2.75 * tau), bend.sqrt())
     pieces = torch.where(weight < 1e-25, 1.0, (pieces * resolution).ceil().clamp(1, 1e6)).long()
     panel = torch.arange(len(left)).repeat_interleave(pieces)
     position = torch.arange(len(panel)) - (pieces.cumsum(0) - pieces)[panel]
@@ -479,7 +469,7 @@ class _Source:
     """Weighted Gaussians of standard deviation tau about sorted centres (S, nodes): evaluated within windows.
 
     The score of a centre c at y, log mass - (y - c)^2 / (2 tau^2), grows faster in y the larger c is. So the set of
-    centres within 40 nats of the best moves to the right with y: the windows of two values of y enclose
+    centres within 45 nats of the best moves to the right with y: the windows of two values of y enclose
     those of all values between.
     """
 
@@ -501,9 +491,8 @@ class _Source:
         other = (at - self.high[block][:, None]).square_().mul_(scale).add_(self.at_high[block][:, None])
         score = torch.maximum(score, other)
         score = score.masked_fill_(outside, -math.inf)
-        best = score.amax(2, keepdim=True)
-        near = (score >= best - 40).to(torch.uint8)
-        return near.argmax(2) + first[:, None], width - near.flip(2).argmax(2) + first[:, None], best[..., 0]
+        near = (score >= score.amax(2, keepdim=True) - 45).to(torch.uint8)
+        return near.argmax(2) + first[:, None], width - near.flip(2).argmax(2) + first[:, None]
 
     def log_density(self, y):
         order = y.argsort()
@@ -520,12 +509,9 @@ class _Source:
         first, last = first.flip(0).cummin(0).values.flip(0), last.cummax(0).values
         rows = torch.cat([y, y[-1:].expand(-len(y) % group)]).reshape(-1, group)
         starts, stops = torch.empty_like(rows, dtype=torch.long), torch.empty_like(rows, dtype=torch.long)
-        best = torch.empty_like(rows)
         for pick in _batches(last[1:] - first[:-1], group):
-            starts[pick], stops[pick], best[pick] = self._windows(
-                rows[pick], first[:-1][pick], last[1:][pick]
-            )
-        starts, stops, best = (v.reshape(-1)[: len(y)] for v in (starts, stops, best))
+            starts[pick], stops[pick] = self._windows(rows[pick], first[:-1][pick], last[1:][pick])
+        starts, stops = starts.reshape(-1)[: len(y)], stops.reshape(-1)[: len(y)]
         result = torch.empty_like(y)
         for pick in _batches(stops - starts, _NODES):
             block = starts[pick, None] + torch.arange(int((stops - starts)[pick[-1]]))
@@ -533,14 +519,13 @@ class _Source:
             block = block.clamp_max(len(self.low) - 1)
             exponent = (y[pick, None, None] - self.centres[block]).mul_(1 / self.tau).square_().mul_(-0.5)
             exponent += self.log_mass[block]
-            exponent -= best[pick, None, None]
             exponent.masked_fill_(outside[:, :, None], -math.inf)
-            result[pick] = exponent.flatten(1).exp_().sum(1)
-        result = result.log_().add_(best - (math.log(self.tau) + _LOG_SQRT_2PI))
+            result[pick] = exponent.flatten(1).logsumexp(1)
+        result -= math.log(self.tau) + _LOG_SQRT_2PI
         return torch.empty_like(y).scatter_(0, order, result)
 
 
-def _batches(sizes, factor, elements=60_000):
+def _batches(sizes, factor, elements=200_000):
     """Indices in order of size, in runs whose padded blocks of size x factor stay within the cache."""
     order = sizes.argsort()
     sizes = sizes[order].tolist()
@@ -648,7 +633,7 @@ def _kl_through_map(log_terms, edges, tolerance):
 
     left, right, weight, value = _resolve(values, edges, accept)
     half = (right - left) / 2
-    if float(half @ (weight[:, :_NODES] @ _WEIGHT)) < 1 - 1e-6:
+    if float(half @ (weight[:, :_NODES] @ _WEIGHT)) < 1 - 1e-9:
         return math.inf
     return float(half @ (value[:, :_NODES] @ _WEIGHT))
 

@@ -50,7 +50,7 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize(("solver", "grid"), TABLE, ids=[f"{solver}-{grid}" for solver, grid in TABLE])
+@pytest.mark.parametrize(("solver", "grid"), TABLE, ids="-".join)
 def test_the_table_of_the_isotropic_gaussian(solver, grid):
     schedule = edm_sigmas if grid == "edm" else arctan_sigmas
     for n, printed in zip((8, 16, 32), TABLE[solver, grid], strict=True):
@@ -315,14 +315,6 @@ def test_finer_panels_change_nothing(solver, std):
     assert abs(two.moments()[0] - 1) < 1e-10
     y = torch.linspace(-2, 2, 21, dtype=torch.float64)
     torch.testing.assert_close(one.cdf(y), two.cdf(y), rtol=0, atol=1e-9)
-
-
-def test_components_narrower_than_sigma_min():
-    # The last denoiser then spreads the tails of a component over most of the gap to the next: the law is needed where
-    # it is e^-hundreds. The KL moves by 1e-7 of itself under refinement, and by 1e-4 if only likely places count.
-    mixture, sigmas = gaussians(4e-4), edm_sigmas(48)
-    one, two = (exact.stochastic_law(mixture, sigmas, resolution=r).kl(mixture) for r in (1.0, 2.0))
-    assert one == pytest.approx(two, rel=1e-6)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
