@@ -13,6 +13,7 @@ from entropic.schedules import (
     linear_sigmas,
     log_sigmas,
     rescaled_sigmas,
+    spectral_sigmas,
     uniform_sigmas,
     vp_sigmas,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "sample_ddim_stochastic",
     "sample_dpmpp_2m",
     "sample_heun",
+    "spectral_sigmas",
     "stochastic_law",
     "uniform_sigmas",
     "vp_sigmas",

@@ -101,13 +101,26 @@ class ErrorCurve:
     """The squared error eps2 of a denoiser at noise levels `sigma`, with its standard error.
 
     sigma (n,) ascends, above 0, n >= 4; eps2 (n,) >= 0; stderr (n,) >= 0 or None. Everything derived from the
-    curve is linear in eps2, so standard errors propagate exactly: independently from level to level, or, with
-    `common_samples=True` (the same samples at every level, as GaussianMixture.eps2_monte_carlo draws them),
-    as the bound sum |weight| stderr that holds for any correlation. `dim` (D) and `total_variance` (the trace
-    of the data's covariance) are needed only by `tails`. ValueError for anything else.
+    curve but `spectral` is linear in eps2, so standard errors propagate exactly: independently from level to
+    level, or with the `covariance` (n, n) of eps2, given in place of stderr. With `common_samples=True` (the
+    same samples at every level, as GaussianMixture.eps2_monte_carlo draws them) stderr propagates as the
+    bound sum |weight| stderr that holds for any correlation. `directions` (n, m) splits eps2 over directions
+    of the data space, for `spectral`. `dim` (D) and `total_variance` (the trace of the data's covariance) are
+    needed only by `tails`. ValueError for anything else.
     """
 
-    def __init__(self, sigma, eps2, stderr=None, dim=None, total_variance=None, common_samples=False):
+    def __init__(
+        self,
+        sigma,
+        eps2,
+        stderr=None,
+        dim=None,
+        total_variance=None,
+        common_samples=False,
+        *,
+        covariance=None,
+        directions=None,
+    ):
         self.sigma = _levels(sigma)
         if self.sigma.ndim != 1 or len(self.sigma) < 4:
             raise ValueError(
@@ -118,6 +131,15 @@ class ErrorCurve:
             pair = self.sigma[index : index + 2].tolist()
             raise ValueError(f"sigma[{index}:{index + 2}] = {pair} does not ascend; sort it, drop duplicates")
         self.eps2 = _error("eps2", eps2)
+        self.covariance = None
+        if covariance is not None:
+            if stderr is not None or common_samples:
+                raise ValueError(
+                    f"covariance given beside stderr = {stderr} and common_samples = {common_samples}; "
+                    "it replaces both"
+                )
+            self.covariance = _covariance(covariance, len(self.sigma))
+            stderr = self.covariance.diagonal().sqrt()
         self.stderr = None if stderr is None else _error("stderr", stderr)
         for name, value in (("eps2", self.eps2), ("stderr", self.stderr)):
             if value is not None and value.shape != self.sigma.shape:
@@ -127,6 +149,7 @@ class ErrorCurve:
         self.dim = None if dim is None else integer("dim", dim, 1)
         self.total_variance = None if total_variance is None else positive("total_variance", total_variance)
         self.common_samples = bool(common_samples)
+        self.directions = None if directions is None else self._split(directions)
 
     def entropic(self, rule="spline"):
         """Entropic time: phi(sigma) = H[x_0 | x] less its value at sigma[0], nats; eq. 14. See `time`."""
@@ -143,7 +166,37 @@ class ErrorCurve:
         would make an increment of phi negative, or both ends are 0, the trapezoid takes that interval.
         "left", order 1: the left Riemann sum over sigma of Algorithm 2, linear between levels (Algorithm 1).
         """
-        power = _power(kind)
+        phi, slope, increments, slopes = self._integrated(_power(kind), rule, self.eps2[:, None])
+        linear = None
+        if self.stderr is not None:
+            identity = torch.eye(len(self.sigma), dtype=torch.float64)
+            linear = (_cumulative(increments(identity)), None if slopes is None else slopes(identity))
+        slope = None if slope is None else slope[:, 0]
+        return Time(self.sigma, phi[:, 0], slope, _linear=linear, _combine=self._combine)
+
+    def spectral(self, amplitudes, rule="spline"):
+        """Spectral rescaled entropic time: every direction's rescaled entropy normalised, then weighted.
+
+        phi = sum_d amplitudes[d] phi_d(sigma) / phi_d(sigma[-1]), phi_d that of `directions[:, d]`;
+        amplitudes (m,) >= 0, the data's. A direction without error at any level has no time of its own and is
+        left out. Ratios are not linear in eps2: this time carries no standard error. Source: section 5.4.
+        """
+        if self.directions is None:
+            raise ValueError("directions = None in this curve; pass ErrorCurve the error by direction (n, m)")
+        amplitudes = as_float64("amplitudes", amplitudes)
+        if amplitudes.shape != self.directions.shape[1:] or not (amplitudes >= 0).all():
+            raise ValueError(
+                f"amplitudes = {amplitudes}; pass one of at least 0 for each of the "
+                f"{self.directions.shape[1]} directions"
+            )
+        phi, slope, _, _ = self._integrated(_POWER["rescaled"], rule, self.directions)
+        if not (amplitudes[phi[-1] > 0] > 0).any():
+            raise ValueError(f"amplitudes = {amplitudes} are all 0 where there is an error; no time is left")
+        weight = torch.where(phi[-1] > 0, amplitudes / phi[-1].clamp_min(1e-300), 0.0)
+        return Time(self.sigma, phi @ weight, None if slope is None else slope @ weight)
+
+    def _integrated(self, power, rule, eps2):
+        """phi and dphi / dlog sigma of each column of eps2 (n, m), and the linear maps that gave them."""
         sigma = self.sigma
         if rule == "left":
             weight = sigma.diff() / sigma[:-1] ** power
@@ -158,22 +211,16 @@ class ErrorCurve:
             def slopes(values):
                 return values / sigma[:, None] ** (power - 1)
 
-            slope = slopes(self.eps2[:, None])[:, 0]
-            spline = _spline_increments(x, slope[:, None])[:, 0]
-            rough = (spline <= 0) | (slope[1:] + slope[:-1] == 0)
+            slope = slopes(eps2)
+            rough = (_spline_increments(x, slope) <= 0) | (slope[1:] + slope[:-1] == 0)
 
             def increments(values):
                 y = slopes(values)
                 trapezoid = x.diff()[:, None] / 2 * (y[1:] + y[:-1])
-                return torch.where(rough[:, None], trapezoid, _spline_increments(x, y))
+                return torch.where(rough, trapezoid, _spline_increments(x, y))
         else:
             raise ValueError(f'rule = {rule!r}; use "spline", or "left" for the sum of Algorithm 2')
-        phi = _cumulative(increments(self.eps2[:, None]))[:, 0]
-        linear = None
-        if self.stderr is not None:
-            identity = torch.eye(len(sigma), dtype=torch.float64)
-            linear = (_cumulative(increments(identity)), None if slopes is None else slopes(identity))
-        return Time(sigma, phi, slope, _linear=linear, _combine=self._combine)
+        return _cumulative(increments(eps2)), slope, increments, slopes
 
     def tails(self, kind, entropy=None):
         """What phi lacks outside [sigma[0], sigma[-1]]: `Tails(below, above)`, each (lower, upper).
@@ -226,8 +273,27 @@ class ErrorCurve:
             below = min(below, max(0.0, positive("entropy", entropy) - measured - lower))
         return Tails((0.0, below), (lower, upper))
 
+    def _split(self, directions):
+        directions = _error("directions", directions)
+        if directions.ndim != 2 or len(directions) != len(self.sigma) or not directions.shape[1]:
+            raise ValueError(
+                f"directions has shape {tuple(directions.shape)}; pass (levels, directions), "
+                f"({len(self.sigma)}, m)"
+            )
+        off = (directions.sum(1) - self.eps2).abs() - 1e-9 * self.eps2
+        if (off > 0).any():
+            i = int(off.argmax())
+            raise ValueError(
+                f"directions[{i}] sum to {directions[i].sum().item()}, but eps2[{i}] = {self.eps2[i].item()}; "
+                "pass the parts of the same error in an orthonormal basis"
+            )
+        return directions
+
     def _combine(self, weights):
         """Standard error of each row of weights @ eps2."""
+        if self.covariance is not None:
+            # Rounding may leave the variance of a nearly noiseless combination below 0.
+            return ((weights @ self.covariance) * weights).sum(-1).clamp_min(0).sqrt()
         if self.common_samples:
             return weights.abs() @ self.stderr
         return (weights.square() @ self.stderr.square()).sqrt()
@@ -452,6 +518,22 @@ def _error(name, value):
     if not (value >= 0).all():
         raise ValueError(f"{name} = {value.min().item()}; it is a mean of squares, at least 0")
     return value
+
+
+def _covariance(value, n):
+    value = as_float64("covariance", value)
+    if value.shape != (n, n):
+        raise ValueError(f"covariance has shape {tuple(value.shape)}; {n} levels need ({n}, {n})")
+    scale = value.diagonal().clamp_min(0).sqrt()
+    # Each level by its own error: they differ by many orders of magnitude along a curve.
+    scale = torch.where(scale > 0, scale, 1.0)
+    relative = value / scale / scale[:, None]
+    if (relative - relative.T).abs().max() > 1e-9:
+        raise ValueError("covariance differs from its transpose; symmetrise it")
+    lowest = torch.linalg.eigvalsh(relative)[0].item()
+    if lowest < -1e-9 * n:
+        raise ValueError(f"covariance has the eigenvalue {lowest}, levels scaled to 1; none may be below 0")
+    return (value + value.T) / 2
 
 
 def _power(kind):

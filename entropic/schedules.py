@@ -52,6 +52,11 @@ def rescaled_sigmas(n, curve, sigma_min=0.002, sigma_max=80.0):
     return time_sigmas(n, curve.rescaled(), sigma_min, sigma_max)
 
 
+def spectral_sigmas(n, curve, amplitudes, sigma_min=0.002, sigma_max=80.0):
+    """Uniform in the spectral rescaled entropy of an `ErrorCurve` with directions. Source: section 5.4."""
+    return time_sigmas(n, curve.spectral(amplitudes), sigma_min, sigma_max)
+
+
 def time_sigmas(n, time, sigma_min=0.002, sigma_max=80.0):
     """Uniform in any `Time`. Source: Algorithm 1."""
     return _ending_in_zero(time.place(n, sigma_min, sigma_max))
