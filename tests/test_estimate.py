@@ -1,0 +1,511 @@
+"""Estimates: closed forms within standard errors, exact resumption, bases, training logs, bad input."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from entropic import estimate as module
+from entropic.entropy import ErrorCurve, eps2_from_edm_loss
+from entropic.estimate import (
+    Basis,
+    amplitudes,
+    curve_from_training_log,
+    estimate,
+    fourier_basis,
+    pca_basis,
+    pixel_basis,
+)
+from entropic.mixtures import GaussianMixture
+
+F64 = torch.float64
+
+
+def _generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def _levels(low, high, n):
+    return torch.logspace(math.log10(low), math.log10(high), n, dtype=F64)
+
+
+SIGMA = _levels(0.05, 20.0, 12)
+
+
+def _line_in_space(dim):
+    """A mixture along one oblique axis, Gaussian across it: its error is one in one dimension plus the rest."""
+    axis = torch.randn(dim, generator=_generator(dim), dtype=F64)
+    positions, weights, variance = torch.tensor([-1.2, 0.1, 1.4], dtype=F64), [0.5, 0.2, 0.3], 0.09
+    mixture = GaussianMixture(weights, positions[:, None] * axis / axis.norm(), variance)
+    along = GaussianMixture.isotropic(positions, variance**0.5, weights)
+    across = (dim - 1) * variance * SIGMA.square() / (variance + SIGMA.square())
+    return mixture, along.eps2(SIGMA) + across
+
+
+def _linear(x, sigma):
+    """The denoiser of N(0, I), element by element, hence the same in every batch to the bit."""
+    return x / (1 + sigma**2)
+
+
+def _images(n=64, shape=(2, 6, 6), dtype=F64):
+    return torch.randn(n, *shape, generator=_generator(1), dtype=dtype)
+
+
+# Closed forms
+
+
+# Means of 4,000 are normal to a few per cent in the tails: 4.5 standard errors are exceeded once in 1.5e5, by any
+# of twelve levels once in 1.2e4; phi's 4 once in 1.6e4.
+@pytest.mark.parametrize("dim", [2, 16])
+@pytest.mark.parametrize("common", [True, False])
+def test_estimates_meet_the_exact_error(dim, common):
+    mixture, exact = _line_in_space(dim)
+    x = mixture.sample(6000, _generator(2))
+    found = estimate(mixture.denoiser, x, SIGMA, samples=4000, batch=1000, seed=3, common_noise=common)
+    assert found.dim == dim and found.errors.shape == found.rows.shape == (4000, 12)
+    # Useful, not only true: the spread of chi-square of dim degrees, sqrt(2 / dim / 4000), and the mixture's.
+    assert (found.stderr < 0.06 * exact).all()
+    assert ((found.eps2 - exact).abs() < 4.5 * found.stderr).all()
+    torch.testing.assert_close(found.covariance.diagonal(), found.stderr.square(), rtol=1e-12, atol=0)
+    measured, truth = found.curve().rescaled("left"), ErrorCurve(SIGMA, exact).rescaled("left")
+    assert ((measured.phi - truth.phi).abs()[1:] < 4 * measured.stderr[1:]).all()
+
+
+# phi of a mean is the mean of the samples' phi, as the left sum is linear: its standard error is theirs. Roundings
+# of the covariance, 1e-16 of its diagonal, times the number of levels squared.
+def test_covariance_gives_the_standard_error_of_time():
+    mixture, _ = _line_in_space(2)
+    found = estimate(mixture.denoiser, mixture.sample(500, _generator(4)), SIGMA, samples=500)
+    curve = found.curve(total_variance=2.0)
+    each = torch.stack([ErrorCurve(SIGMA, e).rescaled("left").phi for e in found.errors])
+    measured = curve.rescaled("left").stderr
+    torch.testing.assert_close(measured, each.std(0) / 500**0.5, rtol=1e-10, atol=1e-14)
+    assert curve.dim == 2 and curve.total_variance == 2.0
+    bound = ErrorCurve(SIGMA, found.eps2, found.stderr, common_samples=True).rescaled("left").stderr
+    assert (measured[2:] < bound[2:]).all()
+
+
+def test_noise_is_normal_and_independent_of_rows_and_levels():
+    x = torch.zeros(20_000, 3, dtype=F64)
+    seen = []
+
+    def nothing(noisy, sigma):
+        seen.append(noisy / sigma)
+        return torch.zeros_like(noisy)
+
+    estimate(nothing, x, SIGMA[:4], samples=20_000, batch=20_000, common_noise=False)
+    noise = torch.stack(seen)
+    # Standard errors of mean, variance and correlation: 1, sqrt(2) and 1, over sqrt(20000); 66 + 12 + 12 of them.
+    flat = noise.permute(1, 0, 2).flatten(1)
+    assert flat.mean(0).abs().max() < 4.5 / 20_000**0.5
+    off = torch.cov(flat.T) - torch.eye(12, dtype=F64)
+    assert off.diagonal().abs().max() < 4.5 * (2 / 20_000) ** 0.5
+    assert (off - torch.diag(off.diagonal())).abs().max() < 4.5 / 20_000**0.5
+
+
+# The paper's draws differ from level to level, the common ones do not; both without replacement.
+@pytest.mark.parametrize("common", [True, False])
+def test_draws_are_common_or_independent_and_never_repeat_a_row(common):
+    x = torch.arange(30, dtype=F64)[:, None] * 1e6
+    rows = {}
+
+    def record(noisy, sigma):
+        rows.setdefault(sigma, []).extend((noisy[:, 0] / 1e6).round().long().tolist())
+        return noisy
+
+    estimate(record, x, SIGMA[:4], samples=20, batch=7, common_noise=common)
+    drawn = list(rows.values())
+    assert list(rows) == SIGMA[:4].tolist()
+    assert all(len(set(each)) == 20 for each in drawn)
+    assert all((each == drawn[0]) == common for each in drawn[1:])
+
+
+# What does not change a number
+
+
+@pytest.mark.parametrize("common", [True, False])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_batch_changes_nothing_and_more_samples_extend(common, dtype):
+    x = _images(dtype=dtype)
+    bases = {"frequency": fourier_basis((2, 6, 6))}
+    arguments = {"bases": bases, "common_noise": common, "seed": 5}
+    reference = estimate(_linear, x, SIGMA, samples=40, batch=40, **arguments)
+    for batch in (1, 7, 1000):
+        found = estimate(_linear, x, SIGMA, samples=40, batch=batch, **arguments)
+        assert torch.equal(found.errors, reference.errors)
+        # Sums of 40 positive numbers in another order, and FFTs of another batch: 2^-53 (40 + some tens).
+        for a, b in zip(found.directions["frequency"], reference.directions["frequency"], strict=True):
+            torch.testing.assert_close(a, b, rtol=100 * 2**-53 * 10, atol=0)
+    more = estimate(_linear, x, SIGMA, samples=64, batch=9, **arguments)
+    assert torch.equal(more.errors[:40], reference.errors)
+    other = estimate(_linear, x, SIGMA, samples=40, **{**arguments, "seed": 6})
+    assert not torch.equal(other.errors, reference.errors)
+
+
+def test_labels_follow_their_rows():
+    x = torch.arange(20, dtype=F64)[:, None] * torch.ones(3, dtype=F64)
+
+    def told(noisy, sigma, labels):
+        return labels.to(noisy)[:, None].expand(-1, 3)
+
+    found = estimate(told, x, SIGMA, labels=torch.arange(20), samples=15, batch=4)
+    assert (found.errors == 0).all()
+    shifted = estimate(told, x, SIGMA, labels=(torch.arange(20) + 1).tolist(), samples=15, batch=4)
+    assert (shifted.errors == 3).all()
+
+
+# Resumption
+
+KILLED = """
+    import sys, time
+    sys.path.insert(0, {root!r})
+    from entropic import estimate as module
+    from tests.test_estimate import SIGMA, _images, _linear
+    module._PAUSE = 0.0
+
+    def slow(x, sigma):
+        time.sleep(0.05)
+        return _linear(x, sigma)
+
+    arguments = {{"bases": {{"frequency": module.fourier_basis((2, 6, 6))}}, "common_noise": {common}}}
+    module.estimate(slow, _images(), SIGMA, samples=50, batch=5, seed=7, store={store!r}, **arguments)
+"""
+
+
+@pytest.mark.parametrize("common", [True, False])
+def test_a_killed_run_ends_with_the_same_arrays(tmp_path, monkeypatch, common):
+    store = tmp_path / "deep" / "store.npz"
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    script = textwrap.dedent(KILLED.format(root=root, common=common, store=str(store)))
+    child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
+    total, done = 50 * 12, 0
+    while done < 100:
+        assert child.poll() is None, child.stderr.read().decode()
+        time.sleep(0.02)
+        if store.exists():
+            with np.load(store) as file:
+                done = int(file["done"].sum())
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    with np.load(store) as file:
+        done = int(file["done"].sum())
+        assert len(set(file["done"].tolist())) == 2 or done % 60 == 0
+    assert 100 <= done < total
+    rows = []
+
+    def counted(x, sigma):
+        rows.append(len(x))
+        return _linear(x, sigma)
+
+    bases = {"frequency": fourier_basis((2, 6, 6))}
+    arguments = {"samples": 50, "batch": 5, "seed": 7, "bases": bases, "common_noise": common}
+    resumed = estimate(counted, _images(), SIGMA, store=store, **arguments)
+    assert sum(rows) == total - done
+    whole = estimate(_linear, _images(), SIGMA, **arguments)
+    assert torch.equal(resumed.errors, whole.errors)
+    for a, b in zip(resumed.directions["frequency"], whole.directions["frequency"], strict=True):
+        assert torch.equal(a, b)
+    # Finished: no call more.
+    again = estimate(None, _images(), SIGMA, store=store, **arguments)
+    assert torch.equal(again.errors, whole.errors)
+
+
+def test_a_run_goes_on_in_another_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_PAUSE", 0.0)
+    calls = iter(range(20))
+
+    def failing(x, sigma):
+        if next(calls) == 17:
+            raise RuntimeError("out of memory")
+        return _linear(x, sigma)
+
+    arguments = {"samples": 50, "store": tmp_path / "store.npz"}
+    with pytest.raises(RuntimeError):
+        estimate(failing, _images(), SIGMA, batch=16, **arguments)
+    resumed = estimate(_linear, _images(), SIGMA, batch=3, **arguments)
+    assert torch.equal(resumed.errors, estimate(_linear, _images(), SIGMA, samples=50).errors)
+
+
+def test_a_store_of_other_arguments_is_refused(tmp_path):
+    x, store = _images(), tmp_path / "store.npz"
+    rotated = torch.linalg.qr(torch.randn(72, 72, generator=_generator(8), dtype=F64)).Q
+    given = {
+        "x": x,
+        "sigmas": SIGMA,
+        "samples": 20,
+        "seed": 0,
+        "common_noise": True,
+        "labels": None,
+        "tag": "a",
+        "bases": {"own": lambda e: (e.flatten(1) @ rotated).square()},
+    }
+
+    def call(**changes):
+        return estimate(lambda x, *_: x, store=store, **{**given, **changes})
+
+    call()
+    before = store.read_bytes()
+    changed = x.clone()
+    changed[:, 0, 0, 0] += 1
+    for name, value in {
+        "x": changed,
+        "sigmas": SIGMA * 1.01,
+        "samples": 21,
+        "seed": 1,
+        "common_noise": False,
+        "labels": torch.zeros(64),
+        "tag": "b",
+        "bases": {"own": lambda e: (e.flatten(1) @ rotated.T).square()},
+    }.items():
+        with pytest.raises(ValueError, match=f"was made with other .*{name}"):
+            call(**{name: value})
+    for bases in ({}, {"other": given["bases"]["own"]}, {**given["bases"], "pixel": pixel_basis((2, 6, 6))}):
+        with pytest.raises(ValueError, match="was made with other bases"):
+            call(bases=bases)
+    call()
+    assert len(before) == len(store.read_bytes()) and os.listdir(tmp_path) == ["store.npz"]
+    for content in (b"", before[: len(before) // 2], b"not a store"):
+        store.write_bytes(content)
+        with pytest.raises(ValueError, match="is not the store of an estimate"):
+            call()
+    np.savez(store, eps2=[1.0])
+    with pytest.raises(ValueError, match="is not the store of an estimate"):
+        call()
+
+
+def test_progress_is_shown_only_where_wanted(capsys):
+    estimate(_linear, _images(), SIGMA, samples=20)
+    assert capsys.readouterr().err == ""
+    estimate(_linear, _images(), SIGMA, samples=20, progress=True)
+    assert "240/240" in capsys.readouterr().err
+
+
+# Bases
+
+BASES = {
+    "pixel": pixel_basis((3, 8, 6)),
+    "Fourier": fourier_basis((3, 8, 6)),
+    "Fourier, odd": fourier_basis((144, 1)),
+    "Fourier, one channel": fourier_basis((12, 12)),
+    "principal components": pca_basis(_images(40, (3, 8, 6))),
+    "leading components": pca_basis(_images(40, (3, 8, 6)), 5),
+}
+
+
+# ||x||^2 from 144 squares: some tens of roundings of 1.1e-16.
+@pytest.mark.parametrize("name", BASES)
+def test_parts_sum_to_the_squared_norm(name):
+    x = _images(20, (3, 8, 6)) * torch.logspace(-6, 6, 20, dtype=F64)[:, None, None, None]
+    basis = BASES[name]
+    parts = basis(x)
+    assert parts.shape == (20, len(basis.multiplicity)) and (parts >= 0).all()
+    assert basis.multiplicity.sum() == 144
+    torch.testing.assert_close(parts.sum(1), x.flatten(1).square().sum(1), rtol=1e-14, atol=0)
+    torch.testing.assert_close(basis(x.flatten(1)), parts, rtol=0, atol=0)
+    # White noise fills each vector alike, sums of multiplicity chi-squares: 5 standard errors, 144 bins at most.
+    noise = torch.randn(4000, 3, 8, 6, generator=_generator(9), dtype=F64)
+    share = basis(noise).mean(0) / basis.multiplicity
+    # A complex coefficient and its mirror image are one degree of freedom less than two: variance 4, not 2.
+    assert ((share - 1).abs() < 5 * (4 / basis.multiplicity.clamp_min(1) / 4000).sqrt()).all()
+
+
+def test_waves_fall_into_the_bin_of_their_radius_and_channel():
+    basis = fourier_basis((2, 16, 16))
+    y, x = torch.meshgrid(torch.arange(16.0, dtype=F64), torch.arange(16.0, dtype=F64), indexing="ij")
+    for fy, fx, radius in [(0, 0, 0), (0, 1, 1), (3, 4, 5), (8, 8, 11), (2, 1, 2)]:
+        for channel in (0, 1):
+            image = torch.zeros(1, 2, 16, 16, dtype=F64)
+            image[0, channel] = (2 * math.pi * (fy * y + fx * x) / 16).cos()
+            parts = basis(image)[0]
+            hit = (basis.radius == radius) & (basis.channel == channel)
+            assert hit.sum() == 1
+            torch.testing.assert_close(parts[hit].sum(), image.square().sum(), rtol=1e-13, atol=0)
+    # A square grid of 16: one vector at radius 0, eight that round to 1, the corner and its four neighbours at 11.
+    assert basis.multiplicity[:2].tolist() == [1, 8] and basis.multiplicity[11] == 5
+    assert basis.radius[:12].tolist() == list(range(12))
+
+
+def test_components_carry_the_variances_of_the_data():
+    spread = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=F64)
+    x = torch.randn(9000, 4, generator=_generator(10), dtype=F64) * spread + 7
+    covariance = torch.cov(x.T, correction=0)
+    basis, leading = pca_basis(x), pca_basis(x, 2)
+    torch.testing.assert_close(basis.variance, torch.linalg.eigvalsh(covariance).flip(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(leading.variance[:2], basis.variance[:2], rtol=1e-12, atol=0)
+    torch.testing.assert_close(leading.variance[2], basis.variance[2:].sum(), rtol=1e-12, atol=0)
+    assert leading.multiplicity.tolist() == [1, 1, 2]
+    # The mean square of centred data in each bin is its variance, and its amplitude the root.
+    torch.testing.assert_close(amplitudes(basis, x), basis.variance.sqrt(), rtol=1e-10, atol=0)
+
+
+def test_amplitudes_say_mean_or_sum_centred_or_not():
+    basis = fourier_basis((4, 4))
+    wave = torch.tensor([1.0, 0.0, -1.0, 0.0], dtype=F64).expand(4, 4)
+    x = torch.stack([3 + 2 * wave, 3 - 2 * wave])  # radius 1: squared norm 4 * 8, 8 vectors; mean 3
+    at = {r: int((basis.radius == r).nonzero()) for r in (0, 1)}
+    assert basis.multiplicity[at[1]] == 8
+    centred, raw = amplitudes(basis, x), amplitudes(basis, x, centred=False)
+    assert centred[at[0]] == pytest.approx(0, abs=1e-14) and raw[at[0]] == pytest.approx(12)
+    assert centred[at[1]] == raw[at[1]] == pytest.approx(2)
+    assert amplitudes(basis, x, within="sum")[at[1]] == pytest.approx(16)
+
+
+# Gaussian data: each principal direction has the error c^2 sigma^2 / (c^2 + sigma^2). 3 * 12 means of 4,000.
+def test_directions_meet_the_exact_error_of_each():
+    variance = torch.tensor([4.0, 1.0, 0.04], dtype=F64)
+    frame = torch.linalg.qr(torch.randn(3, 3, generator=_generator(11), dtype=F64)).Q
+    x = torch.randn(5000, 3, generator=_generator(12), dtype=F64) * variance.sqrt() @ frame.T
+    mixture = GaussianMixture.full(torch.zeros(1, 3), (frame * variance @ frame.T)[None])
+    basis = Basis(lambda e: (e @ frame).square(), (3,), torch.ones(3, dtype=F64))
+    found = estimate(
+        mixture.denoiser, x, SIGMA, samples=4000, bases={"axes": basis, "pixel": pixel_basis((3,))}
+    )
+    mean, stderr = found.directions["axes"]
+    exact = variance * SIGMA[:, None].square() / (variance + SIGMA[:, None].square())
+    assert mean.shape == stderr.shape == (12, 3)
+    assert ((mean - exact).abs() < 4.5 * stderr).all() and (stderr < 0.03 * exact).all()
+    # Its own spread: c^2 sigma^2 / (c^2 + sigma^2) times a chi-square, of variance 2.
+    torch.testing.assert_close(stderr, exact * (2 / 4000) ** 0.5, rtol=0.1, atol=0)
+    torch.testing.assert_close(mean.sum(1), found.eps2, rtol=1e-12, atol=0)
+    curve = found.curve("axes")
+    torch.testing.assert_close(curve.directions, mean, rtol=0, atol=0)
+    # Amplitudes of Gaussian data give back the rescaled time, but for what lies above the last level:
+    # arctan(sigma_max / c) falls short of pi / 2 by c / sigma_max <= 0.1, and so each weight; 3 % is noise.
+    spectral, rescaled = curve.spectral(variance.sqrt()), curve.rescaled()
+    torch.testing.assert_close(
+        spectral.phi / spectral.phi[-1], rescaled.phi / rescaled.phi[-1], rtol=0.1, atol=0
+    )
+
+
+# Training logs
+
+
+def _log(path, edges, lines, sigma_data=0.5, dim=1):
+    header = {"sigma_edges": edges.tolist(), "sigma_data": sigma_data, "dim": dim}
+    path.write_text("\n".join(json.dumps(line) for line in [header, *lines]) + "\n", "utf-8")
+    return path
+
+
+def _line(step, log_sigma, loss):
+    """A line from the losses (K, n) of n samples in each of K bins."""
+    sums = {"count": torch.ones_like(loss), "loss": loss, "loss2": loss.square(), "log_sigma": log_sigma}
+    return {"step": step, **{name: value.sum(1).tolist() for name, value in sums.items()}}
+
+
+# Data N(0, c^2 I): the weighted loss is L(x) = D (c / d)^2 (1 + (d^2 - c^2) / (sigma^2 + c^2)), x = log sigma, d =
+# sigma_data; L = A + B logistic(2 log c - 2 x), B = D (d^2 - c^2) / d^2, and |logistic''| <= 1 / (6 sqrt 3). By
+# Taylor's theorem about the bin's mean E L - L(mean) is at most |B| 4 / (6 sqrt 3) / 2 of the variance, w^2 / 12.
+# Averaged eps2 itself would be off by (2 w)^2 / 24 of its value where it grows as sigma^2, for any data.
+@pytest.mark.parametrize("c", [0.2, 0.5, 1.0])
+def test_weighted_loss_in_a_bin_is_nearly_its_value_at_the_middle(tmp_path, c):
+    dim, data, width, n = 3, 0.5, math.log(2), 2000
+    edges = 0.01 * 2.0 ** torch.arange(12, dtype=F64)
+    share = (torch.arange(n, dtype=F64) + 0.5) / n
+    x = edges[:-1, None].log() + width * share
+    eps2 = dim * c**2 * (2 * x).exp() / (c**2 + (2 * x).exp())
+    loss = eps2 * ((2 * x).exp() + data**2) / ((2 * x).exp() * data**2)
+    curve = curve_from_training_log(_log(tmp_path / "log.jsonl", edges, [_line(10, x, loss)], data, dim))
+    middle = (edges[:-1] * edges[1:]).sqrt()
+    torch.testing.assert_close(curve.sigma, middle, rtol=1e-12, atol=0)
+    exact = dim * c**2 * middle.square() / (c**2 + middle.square())
+    off = eps2_from_edm_loss((eps2_from_edm_loss(1.0, middle, data)).reciprocal() * curve.eps2, middle, data)
+    off = (off - exact).abs()
+    bound = dim * abs(1 - (c / data) ** 2) * 4 / (6 * 3**0.5) / 2 * width**2 / 12
+    assert (off <= eps2_from_edm_loss(bound + 1e-12, middle, data)).all()
+    naive = (eps2.mean(1) / exact - 1)[0].item()
+    assert naive == pytest.approx((2 * width) ** 2 / 24, rel=0.1)
+    assert (off / exact)[0] < 0.05 * naive
+    assert curve.dim == dim
+
+
+def test_log_lines_merge_and_empty_bins_are_left_out(tmp_path):
+    edges = _levels(0.01, 100.0, 9)
+    g = _generator(13)
+    x = edges[:-1, None].log() + edges.log().diff()[:, None] * torch.rand(8, 90, generator=g, dtype=F64)
+    loss = 1 + torch.rand(8, 90, generator=g, dtype=F64)
+    lines = [_line(10, x, 50 * loss), *(_line(s, x[:, i::2], loss[:, i::2]) for i, s in enumerate((20, 30)))]
+    for line in lines:
+        for name in ("count", "loss", "loss2", "log_sigma"):
+            line[name][2] = 0
+    path = _log(tmp_path / "log.jsonl", edges, lines, 0.7, 4)
+    curve = curve_from_training_log(path, first_step=10)
+    kept = [0, 1, 3, 4, 5, 6, 7]
+    sigma = x[kept].mean(1).exp()
+    torch.testing.assert_close(curve.sigma, sigma, rtol=1e-12, atol=0)
+    expected = eps2_from_edm_loss(loss[kept].mean(1), sigma, 0.7)
+    torch.testing.assert_close(curve.eps2, expected, rtol=1e-12, atol=0)
+    expected = eps2_from_edm_loss(loss[kept].std(1) / 90**0.5, sigma, 0.7)
+    torch.testing.assert_close(curve.stderr, expected, rtol=1e-9, atol=0)
+    assert curve_from_training_log(path).eps2[0] > 10 * curve.eps2[0]
+    with pytest.raises(ValueError, match="has 0 lines"):
+        curve_from_training_log(path, first_step=30)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1]",
+        '{"sigma_edges": [1, 2]}',
+        '{"sigma_edges": [1, 2], "sigma_data": 1, "dim": 1}\n{"step": 1}',
+    ],
+)
+def test_what_is_no_training_log_is_said(tmp_path, text):
+    path = tmp_path / "log.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="is not a training log"):
+        curve_from_training_log(path)
+
+
+# Bad input
+
+X = _images()
+BAD = {
+    "denoiser at sigma = 1.0 returned NaN or infinity in 2 of 64": lambda: _bad(
+        lambda x, s: torch.where((torch.arange(64) < 2)[:, None, None, None] & (s == 1.0), math.nan, x)
+    ),
+    "denoiser at sigma = 0.5 returned (64, 2); it must return (64, 2, 6, 6)": lambda: _bad(
+        lambda x, s: x[:, :, 0, 0]
+    ),
+    "denoiser at sigma = 0.5 returned tuple": lambda: _bad(lambda x, s: (x, s)),
+    "x is torch.uint8 (64, 2, 6, 6); pass a floating": lambda: _bad(x=X.to(torch.uint8)),
+    "x is ndarray": lambda: _bad(x=X.numpy()),
+    "x[17] holds NaN": lambda: _bad(x=X.where(torch.arange(64)[:, None, None, None] != 17, math.nan)),
+    "samples = 65; x has only 64 rows": lambda: _bad(samples=65),
+    "samples = 1;": lambda: _bad(samples=1),
+    "batch = 0;": lambda: _bad(batch=0),
+    "seed = -1;": lambda: _bad(seed=-1),
+    "sigma[0:2] = [1.0, 0.5] does not ascend": lambda: _bad(sigmas=[1.0, 0.5, 2.0, 3.0]),
+    "sigma has shape (3,)": lambda: _bad(sigmas=[1.0, 2.0, 3.0]),
+    "sigmas[1] = nan": lambda: _bad(sigmas=[1.0, math.nan, 2.0, 3.0]),
+    "labels has shape (3,); x has 64 rows": lambda: _bad(labels=[1, 2, 3]),
+    "bases['half']: its parts do not sum": lambda: _bad(bases={"half": lambda e: e.flatten(1).square() / 2}),
+    "bases['flat'] returned (2,); it must return (2, m)": lambda: _bad(
+        bases={"flat": lambda e: e.flatten(1).square().sum(1)}
+    ),
+    "this basis is one of (3, 3)": lambda: _bad(bases={"pixel": pixel_basis((3, 3))}),
+    "basis = 'pixel'; this estimate has []": lambda: _bad().curve("pixel"),
+    "rank = 73; x has 72 dimensions": lambda: pca_basis(X, 73),
+    "within = 'bin'": lambda: amplitudes(pixel_basis((2, 6, 6)), X, within="bin"),
+}
+
+
+def _bad(denoiser=_linear, **changes):
+    arguments = {"x": X, "sigmas": [0.5, 1.0, 2.0, 4.0], "samples": 64, **changes}
+    return estimate(denoiser, **arguments)
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_named(words):
+    with pytest.raises(ValueError) as error:
+        BAD[words]()
+    assert words in str(error.value)
