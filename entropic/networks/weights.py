@@ -1,0 +1,65 @@
+"""Weights on disk: safetensors with a JSON file beside it that holds their sha256 and all else about them."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import safetensors.torch
+
+
+def save_weights(path, tensors, info):
+    """Write `tensors` (name -> tensor) to PATH.safetensors and `info` with their sha256 to PATH.json.
+
+    Each file is written under a temporary name and moved. Returns the sha256. ValueError: another suffix.
+    """
+    path = _safetensors(path)
+    content = safetensors.torch.save(
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    )
+    digest = hashlib.sha256(content).hexdigest()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+    text = json.dumps({"sha256": digest, **info}, indent=1) + "\n"
+    write_atomically(path.with_suffix(".json"), text.encode())
+    return digest
+
+
+def load_weights(path):
+    """(tensors, info) as `save_weights` wrote them.
+
+    ValueError: a file whose sha256 is not the one in the JSON beside it, with both. FileNotFoundError: either
+    is missing.
+    """
+    path = _safetensors(path)
+    for file in (path, path.with_suffix(".json")):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} is missing; weights are two files, {path.name} and {path.stem}.json"
+            )
+    info = json.loads(path.with_suffix(".json").read_text())
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != info["sha256"]:
+        raise ValueError(
+            f"{path} is truncated or altered: expected sha256 {info['sha256']}, found {found}; fetch or train it again"
+        )
+    return safetensors.torch.load(content), info
+
+
+def write_atomically(path, content):
+    """Write bytes under a temporary name in the same folder, flush them to the disk, then move them to `path`."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _safetensors(path):
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path = {path}; weights are named *.safetensors")
+    return path
