@@ -591,6 +591,108 @@ def test_common_samples_bound_the_error_of_any_correlation():
     assert (ErrorCurve(sigma, eps2, stderr).rescaled().stderr <= bound.stderr).all()
 
 
+# A covariance as any estimate of it has: of 40 draws of a curve, correlated from level to level.
+def _correlated(n=24):
+    sigma, eps2, stderr = _noisy()
+    draws = stderr * torch.randn(40, n, generator=_generator(21), dtype=F64).cumsum(1) / n**0.5
+    return sigma, eps2, torch.cov(draws.T), draws - draws.mean(0)
+
+
+# The standard error of a linear functional w is the spread of w over the draws themselves, exactly: phi moves with
+# each draw by a difference of two curves. Levels to first order: the relative square of a step of 2e-3, times some
+# tens.
+@pytest.mark.parametrize("rule", ["spline", "left"])
+def test_a_covariance_propagates_exactly(rule):
+    sigma, eps2, covariance, draws = _correlated()
+    curve = ErrorCurve(sigma, eps2, covariance=covariance)
+    torch.testing.assert_close(curve.stderr, covariance.diagonal().sqrt(), rtol=0, atol=0)
+    time, between = curve.rescaled(rule), _levels(0.03, 40.0, 7)
+
+    def measured(eps2):
+        moved = ErrorCurve(sigma, eps2).rescaled(rule)
+        return torch.cat([moved.phi[1:], moved.phi_at(between)]), moved.place(9, 0.03, 40.0)
+
+    pairs = [(measured(eps2 + d), measured(eps2 - d)) for d in draws]
+    linear, placed = (torch.stack([(up[i] - down[i]) / 2 for up, down in pairs]) for i in (0, 1))
+
+    def spread(moves):
+        return (moves.square().sum(0) / 39).sqrt()
+
+    stated = torch.cat([time.stderr[1:], time.stderr_at(between)])
+    torch.testing.assert_close(spread(linear), stated, rtol=1e-9, atol=0)
+    torch.testing.assert_close(spread(placed), time.place_stderr(9, 0.03, 40.0), rtol=1e-4, atol=1e-14)
+    # Neither of the two that stand in where it is not known.
+    diagonal = ErrorCurve(sigma, eps2, curve.stderr).rescaled(rule).stderr
+    bound = ErrorCurve(sigma, eps2, curve.stderr, common_samples=True).rescaled(rule).stderr
+    assert (time.stderr[6:] > 1.2 * diagonal[6:]).all() and (time.stderr[6:] < 0.99 * bound[6:]).all()
+
+
+def test_diagonal_and_perfect_correlation_are_the_two_known_cases():
+    sigma, eps2, stderr = _noisy()
+    for covariance, common in ((torch.diag(stderr.square()), False), (stderr[:, None] * stderr, True)):
+        found = ErrorCurve(sigma, eps2, covariance=covariance).rescaled("left").stderr
+        expected = ErrorCurve(sigma, eps2, stderr, common_samples=common).rescaled("left").stderr
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+# Spectral time (section 5.4)
+
+
+def _spectrum(n=512):
+    """Gaussian data with four variances of several directions each: the error by variance, exactly."""
+    c = torch.tensor([3.0, 1.0, 0.2, 0.05], dtype=F64)
+    count = torch.tensor([1.0, 4.0, 20.0, 50.0], dtype=F64)
+    sigma = _levels(1e-3, 1e3, n)[:, None]
+    parts = count * (c * sigma).square() / (c.square() + sigma.square())
+    return c, count, ErrorCurve(sigma[:, 0], parts.sum(1), directions=parts)
+
+
+# Each direction's rescaled entropy is c arctan(sigma / c), normalised by its end; h = 0.027 leaves h^4 / 720 times a
+# third derivative of at most 2 of each (see above), from 1e-9 up.
+def test_spectral_time_of_gaussian_data_is_a_sum_of_arctangents():
+    c, _, curve = _spectrum()
+    amplitudes = torch.tensor([5.0, 2.0, 0.0, 1.0], dtype=F64)
+    time = curve.spectral(amplitudes)
+    low, high = curve.sigma[0], curve.sigma[-1]
+
+    def exact(sigma):
+        rise = (sigma[:, None] / c).atan() - (low / c).atan()
+        return (rise / ((high / c).atan() - (low / c).atan())) @ amplitudes
+
+    assert time.phi[-1].item() == pytest.approx(8.0, rel=1e-14) and time.stderr is None
+    torch.testing.assert_close(time.phi, exact(curve.sigma), rtol=0, atol=1e-8)
+    between = _levels(2e-3, 500.0, 401)
+    torch.testing.assert_close(time.phi_at(between), exact(between), rtol=0, atol=1e-7)
+    # Of order 1 the left sum: h / 2 of the largest rate 1/2 of each amplitude's share.
+    assert (curve.spectral(amplitudes, "left").phi - exact(curve.sigma)).abs().max() < 8 * 0.027 / 2
+
+
+def test_one_direction_is_the_rescaled_time_and_entropies_as_weights_give_it_back():
+    _, _, many = _spectrum(64)
+    sigma, total = many.sigma, many.eps2
+    for rule in ("spline", "left"):
+        rescaled = many.rescaled(rule)
+        one = ErrorCurve(sigma, total, directions=total[:, None]).spectral([2.0], rule)
+        torch.testing.assert_close(one.phi / 2, rescaled.phi / rescaled.phi[-1], rtol=1e-14, atol=0)
+        torch.testing.assert_close(one.place(17), rescaled.place(17), rtol=1e-10, atol=0)
+        ends = [ErrorCurve(sigma, part).rescaled(rule).phi[-1].item() for part in many.directions.T]
+        again = many.spectral(ends, rule)
+        torch.testing.assert_close(again.phi, rescaled.phi, rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(again.place(17), rescaled.place(17), rtol=1e-10, atol=0)
+
+
+def test_a_direction_without_error_adds_no_time():
+    _, _, curve = _spectrum(64)
+    parts = torch.cat([curve.directions, torch.zeros(64, 1, dtype=F64)], 1)
+    padded = ErrorCurve(curve.sigma, curve.eps2, directions=parts)
+    expected = curve.spectral([1.0, 2.0, 3.0, 4.0])
+    torch.testing.assert_close(
+        padded.spectral([1.0, 2.0, 3.0, 4.0, 9.0]).phi, expected.phi, rtol=1e-15, atol=0
+    )
+    with pytest.raises(ValueError, match="all 0 where there is an error"):
+        padded.spectral([0.0, 0.0, 0.0, 0.0, 9.0])
+
+
 # Monotone, invertible, scale-free
 
 errors = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 10.0)), min_size=6, max_size=12)
@@ -702,6 +804,10 @@ def _curve(**changes):
     return ErrorCurve(**{"sigma": LEVELS, "eps2": ONES, **changes})
 
 
+def _halves():
+    return _curve(directions=[[0.5, 0.5]] * 4)
+
+
 BAD = {
     "eps2[1] = nan": lambda: _curve(eps2=[1.0, math.nan, 1.0, 1.0]),
     "eps2 = -1.0": lambda: _curve(eps2=[1.0, -1.0, 1.0, 1.0]),
@@ -715,6 +821,20 @@ BAD = {
     "sigma = 0.0": lambda: _curve(sigma=[0.0, 0.1, 0.2, 0.8]),
     "sigma has shape (2, 2)": lambda: _curve(sigma=[[0.1, 0.2], [0.4, 0.8]]),
     "sigma has shape (3,)": lambda: _curve(sigma=[0.1, 0.2, 0.4], eps2=[1.0, 1.0, 1.0]),
+    "covariance has shape (2, 2); 4 levels need (4, 4)": lambda: _curve(covariance=torch.eye(2)),
+    "covariance[0, 0] = nan": lambda: _curve(covariance=torch.full((4, 4), math.nan)),
+    "covariance differs from its transpose": lambda: _curve(covariance=torch.ones(4, 4).triu()),
+    "covariance has the eigenvalue -1": lambda: _curve(covariance=2 * torch.ones(4, 4) - torch.eye(4)),
+    "covariance given beside stderr": lambda: _curve(covariance=torch.eye(4), stderr=ONES),
+    "and common_samples = True": lambda: _curve(covariance=torch.eye(4), common_samples=True),
+    "directions has shape (4,)": lambda: _curve(directions=ONES),
+    "directions[2] sum to 1.5, but eps2[2] = 1.0": lambda: _curve(directions=[[1.0], [1.0], [1.5], [1.0]]),
+    "directions = -1.0": lambda: _curve(directions=[[-1.0, 2.0]] * 4),
+    "directions = None in this curve": lambda: _curve().spectral([1.0]),
+    "pass one of at least 0 for each of the 2 directions": lambda: _halves().spectral([1.0]),
+    "amplitudes = tensor([ 1., -1.]": lambda: _halves().spectral([1.0, -1.0]),
+    "amplitudes[1] = nan": lambda: _halves().spectral([1.0, math.nan]),
+    "rule = 'trapezoid'": lambda: _halves().spectral([1.0, 1.0], "trapezoid"),
     "dim = 0": lambda: _curve(dim=0),
     "total_variance = -2.0": lambda: _curve(total_variance=-2.0),
     "phi = 0.0 at every level": lambda: _curve(eps2=[0.0] * 4).entropic(),

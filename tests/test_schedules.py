@@ -17,6 +17,7 @@ from entropic.schedules import (
     linear_sigmas,
     log_sigmas,
     rescaled_sigmas,
+    spectral_sigmas,
     time_sigmas,
     uniform_sigmas,
     vp_sigmas,
@@ -30,7 +31,18 @@ def _gaussian_curve(c=1.0, low=1e-4, high=1e4, n=512):
     return ErrorCurve(sigma, (c * sigma).square() / (sigma.square() + c**2))
 
 
-CURVE = _gaussian_curve()
+def _two_scales(low=1e-4, high=1e4):
+    """Gaussian data of standard deviations 2 and 0.1, one direction each."""
+    sigma = torch.logspace(math.log10(low), math.log10(high), 512, dtype=F64)[:, None]
+    parts = torch.cat([(c * sigma).square() / (sigma.square() + c**2) for c in (2.0, 0.1)], 1)
+    return ErrorCurve(sigma[:, 0], parts.sum(1), directions=parts)
+
+
+def _share(s, c, low=1e-4, high=1e4):
+    return (s / c).atan() / (math.atan(high / c) - math.atan(low / c))
+
+
+CURVE, SPECTRAL = _gaussian_curve(), _two_scales()
 SCHEDULES = {
     "edm": edm_sigmas,
     "linear": linear_sigmas,
@@ -40,6 +52,7 @@ SCHEDULES = {
     "arctan": arctan_sigmas,
     "entropic": lambda n, *span: entropic_sigmas(n, CURVE, *span),
     "rescaled": lambda n, *span: rescaled_sigmas(n, CURVE, *span),
+    "spectral": lambda n, *span: spectral_sigmas(n, SPECTRAL, [3.0, 1.0], *span),
     "time": lambda n, *span: time_sigmas(n, CURVE.rescaled("left"), *span),
     "flow": lambda n, *span: uniform_sigmas(n, flow_matching(), *span),
     "iddpm": lambda n, *span: uniform_sigmas(n, iddpm(), *span),
@@ -87,12 +100,14 @@ def test_edm_schedule_is_that_of_karras():
         ("flow", lambda s: s / (1 + s)),
         ("entropic", lambda s: -(1 / s.square()).log1p()),
         ("rescaled", torch.atan),
+        # Section 5.4: each scale's arctangent over its rise from the first level of the curve to the last.
+        ("spectral", lambda s: 3 * _share(s, 2.0) + _share(s, 0.1)),
     ],
 )
 def test_every_schedule_is_uniform_in_its_own_variable(name, variable):
     step = variable(SCHEDULES[name](33)[:-1]).diff()
     # CURVE has h = 0.036 in log sigma: an error of h^4 / 384 = 4e-9 over a step of 1/32.
-    tolerance = 1e-6 if name in ("entropic", "rescaled") else 1e-11
+    tolerance = 1e-6 if name in ("entropic", "rescaled", "spectral") else 1e-11
     torch.testing.assert_close(step, step.mean().expand(32), rtol=tolerance, atol=0)
 
 
@@ -169,6 +184,8 @@ def test_bad_counts_and_ranges_are_named(name, arguments, words):
             "sigma = 0.002 is outside the curve, which covers",
         ),
         (lambda: rescaled_sigmas(4, _gaussian_curve(high=50.0)), "which covers [0.0001, 50]"),
+        (lambda: spectral_sigmas(4, _two_scales(high=50.0), [1.0, 1.0]), "which covers [0.0001, 50]"),
+        (lambda: spectral_sigmas(4, CURVE, [1.0]), "directions = None in this curve"),
         (lambda: linear_sigmas(4, 1.0, 1.0 + 4e-16), "closer than float64 resolves"),
     ],
 )
