@@ -272,7 +272,8 @@ def curve_from_training_log(path, first_step=0):
     """
     with open(path, encoding="utf-8") as file:
         try:
-            header, *lines = [json.loads(line) for line in file if line.strip()]
+            # A last line without its end is still being written.
+            header, *lines = [json.loads(line) for line in file if line.endswith("\n")]
             edges, data, dim = (header[name] for name in ("sigma_edges", "sigma_data", "dim"))
             lines = [line for line in lines if line["step"] > first_step]
             names = ("count", "loss", "loss2", "log_sigma")

@@ -524,6 +524,9 @@ def test_log_lines_merge_and_empty_bins_are_left_out(tmp_path):
     expected = eps2_from_edm_loss(loss[kept].std(1) / 90**0.5, sigma, 0.7)
     torch.testing.assert_close(curve.stderr, expected, rtol=1e-9, atol=0)
     assert curve_from_training_log(path).eps2[0] > 10 * curve.eps2[0]
+    # A log that grows: the line being written is left for later.
+    path.write_text(path.read_text("utf-8") + '{"step": 40, "count": [1', "utf-8")
+    assert torch.equal(curve_from_training_log(path, first_step=10).eps2, curve.eps2)
     with pytest.raises(ValueError, match="has 0 lines"):
         curve_from_training_log(path, first_step=30)
 
@@ -540,7 +543,7 @@ def test_log_lines_merge_and_empty_bins_are_left_out(tmp_path):
 )
 def test_what_is_no_training_log_is_said(tmp_path, text):
     path = tmp_path / "log.jsonl"
-    path.write_text(text)
+    path.write_text(text + "\n")
     with pytest.raises(ValueError, match="is not a training log"):
         curve_from_training_log(path)
 
