@@ -16,6 +16,7 @@ from entropic import figures
 from entropic.figures import (
     read_claims,
     read_csv,
+    read_recorded,
     read_result,
     record_claims,
     save_figure,
@@ -227,6 +228,22 @@ def test_a_bad_claim_is_refused(change, named):
 def test_a_claim_is_recorded_once():
     with pytest.raises(ValueError, match="twice"):
         record_claims([CLAIM, CLAIM])
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_recorded_result_is_read_from_where_the_run_says(tmp_path, monkeypatch, folder, told):
+    """By default from book/results below the working folder; None, not an error, where nothing is kept."""
+    where = tmp_path / ("elsewhere" if told else "book/results")
+    if told:
+        monkeypatch.setenv("ENTROPIC_RUN", json.dumps({"notebook": "scratch", "recorded": str(where)}))
+    assert read_recorded("scratch", "rise") is None
+    save(device="a GPU")
+    assert read_recorded("scratch", "rise") is None  # a result of this run is not a recorded one
+    where.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.rename(where)
+    sidecar, columns = read_recorded("scratch", "rise")
+    assert sidecar["device"] == "a GPU" and columns == {"x": X.tolist(), "y": (X**2).tolist()}
+    assert read_recorded("scratch", "fall") is None
 
 
 def test_a_missing_result_and_a_bad_style_are_refused():

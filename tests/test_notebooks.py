@@ -16,7 +16,7 @@ import yaml
 from entropic.figures import CLAIM_FIELDS
 from tests.conftest import NOTEBOOKS, ROOT, run_python
 
-PROFILES = ("smoke", "default", "paper")
+PROFILES = ("smoke", "default", "recorded", "paper")
 
 
 def source(name):
@@ -214,6 +214,59 @@ def test_a_failed_notebook_leaves_no_target_and_shows_its_cell(project):
     assert (project / "book/_build/failed/first.ipynb").is_file()
     line = states(project)["first"]
     assert " failed " in line and "n=0" in line and "ZeroDivisionError" in line
+
+
+READ = """from entropic.figures import read_recorded
+
+kept = read_recorded("first", "line")
+print("nothing" if kept is None else f"{kept[0]['profile']} {kept[1]['n']}")"""
+
+
+def add_cell(path, text):
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(text))
+    nbformat.write(notebook, path)
+
+
+def test_record_keeps_the_data_and_the_other_notebooks_read_it(project):
+    """Csv and sidecar in book/results, whole or not at all; the book itself is left as it was."""
+    (project / "notebooks/params/recorded.yml").write_text("first: {n: 5}\nclaims: {}\n")
+    add_cell(
+        project / "notebooks/first.ipynb", "from entropic.figures import record_claims\nrecord_claims([])"
+    )
+    add_cell(project / "notebooks/claims.ipynb", READ)
+    kept, reader = project / "book/results/first", project / "book/notebooks/claims.ipynb"
+
+    def told():
+        assert ran(make(project, "run", "NB=claims")) == ["claims"]
+        return nbformat.read(reader, as_version=4).cells[-1].outputs[0]["text"].strip()
+
+    assert told() == "nothing"
+    assert ran(make(project, "run", "NB=first")) == ["first"]
+    before = (project / "book/_build/results/first/line.csv").read_bytes()
+
+    kept.mkdir(parents=True)
+    (kept / "of-an-earlier-record.csv").touch()
+    assert ran(make(project, "record", "NB=first")) == ["first"]
+    assert {path.name for path in kept.iterdir()} == {"line.csv", "line.json"}
+    sidecar = json.loads((kept / "line.json").read_text("utf-8"))
+    assert (sidecar["profile"], sidecar["parameters"]) == ("recorded", {"n": 5})
+    assert sidecar["sha256"] == hashlib.sha256((kept / "line.csv").read_bytes()).hexdigest()
+    assert told() == "recorded [5.0]"
+    assert (project / "book/_build/results/first/line.csv").read_bytes() == before
+    assert " ok " in states(project)["first"] and " default" in states(project)["first"]
+
+    recorded = {path.name: path.read_bytes() for path in kept.iterdir()}
+    failed = make(project, "record", "NB=first", "ARGS=-p n 0")
+    assert failed.returncode != 0 and "ZeroDivisionError" in failed.stdout
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == recorded
+
+
+def test_record_needs_a_notebook_that_exists(project):
+    assert make(project, "record").returncode != 0
+    refused = make(project, "record", "NB=nothing")
+    assert refused.returncode != 0 and "nothing" in refused.stderr
+    assert not (project / "book/results").exists()
 
 
 def test_verify_finds_a_changed_number(project):
