@@ -7,6 +7,7 @@ PROFILE ?= default
 JOBS ?= 2
 ARGS ?=
 NB ?=
+TRAINED ?= book/_build/trained
 PORT ?= 8000
 BASE_PYTHON ?= python3
 
@@ -26,15 +27,15 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
 EXECUTED := $(NOTEBOOKS:%=book/notebooks/%.ipynb)
 CORE := $(shell find entropic -type f -not -path '*/__pycache__/*')
-PROSE := $(wildcard book/*.md book/*.yml book/*.bib book/_ext/*.py book/_static/* book/results/*) CITATION.cff
+PROSE := $(wildcard book/*.md book/*.yml book/*.bib book/_ext/*.py book/_static/* book/results/*/*) CITATION.cff
 RUN := $(PY) notebooks/run.py
 
-.PHONY: help book test run verify expected status serve bench lint clean executed FORCE
+.PHONY: help book test run record verify expected status serve bench lint clean executed FORCE
 
 help:  ## list the targets
-	@echo "Targets (variables: NB, PROFILE=smoke|default|paper, ARGS, PYTHON, JOBS, PORT):"
+	@echo "Targets (variables: NB, PROFILE=smoke|default|recorded|paper, ARGS, PYTHON, JOBS, PORT):"
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
-	  while IFS='|' read -r name text; do printf '%-16s %s\n' "$$name" "$$text"; done
+	  while IFS='|' read -r name text; do printf '%-26s %s\n' "$$name" "$$text"; done
 
 book: $(ENVIRONMENT) book/_build/profile  ## run the notebooks that changed and build the book (book/_build/html)
 	@$(MAKE) --no-print-directory -j$(JOBS) book/_build/html.done
@@ -46,6 +47,17 @@ test: $(ENVIRONMENT)  ## every test: mathematics, notebooks in the smoke profile
 run: $(ENVIRONMENT)  ## run one notebook into the book: make run NB=one_dimension PROFILE=default ARGS="-p n 16"
 	@test -n "$(NB)" || { echo 'NB= is missing: make run NB=name, one of: $(NOTEBOOKS)'; exit 2; }
 	@$(RUN) run $(NB) --profile $(PROFILE) $(ARGS)
+
+record: $(ENVIRONMENT)  ## run one notebook in the profile "recorded", keep its data in book/results
+	@test -n "$(NB)" || { echo 'NB= is missing: make record NB=name, one of: $(NOTEBOOKS)'; exit 2; }
+	@$(RUN) record $(NB) $(ARGS)
+
+# Training goes on where it was stopped; all cores, or torchrun by hand for several GPUs (see README).
+train-fashion-mnist: $(ENVIRONMENT)  ## train the Fashion-MNIST network (25 minutes on two free cores), compare with the shipped one
+	$(PY) -m entropic.train fashion-mnist --out $(TRAINED)/fashion-mnist $(ARGS)
+
+train-cifar10: $(ENVIRONMENT)  ## train the CIFAR-10 network (sized for half an hour on one H100-class GPU; not run here)
+	$(PY) -m entropic.train cifar10 --out $(TRAINED)/cifar10 $(ARGS)
 
 verify: $(ENVIRONMENT)  ## recompute the default profile elsewhere and compare all figures' data with book/expected
 	@rm -rf book/_build/verify

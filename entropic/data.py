@@ -1,5 +1,6 @@
 """Images to fit and to sample: an embedded Fashion-MNIST subset, or whole sets, found on disk or downloaded."""
 
+import csv
 import gzip
 import hashlib
 import http.client
@@ -120,6 +121,18 @@ def fashion_mnist_classes():
 def cifar10_classes():
     """Names of the ten classes, in the order of their labels."""
     return _CIFAR_CLASSES
+
+
+def paper_table(number):
+    """The published numbers of one of the paper's tables 1 to 6: a list of rows, column -> text.
+
+    Tables 2 and 4: solver and network are read off the order of the rows. Source: arXiv:2504.13612.
+    """
+    text = resources.files("entropic").joinpath("assets/paper_tables.csv").read_text("utf-8")
+    rows = [row for row in csv.DictReader(io.StringIO(text)) if row["table"] == str(number)]
+    if not rows:
+        raise ValueError(f"number = {number!r}; the paper's tables of results are 1 to 6")
+    return rows
 
 
 def to_pixels(images, dtype=torch.float32):

@@ -235,6 +235,15 @@ def read_result(notebook: str, id: str, results=None) -> tuple[dict, dict[str, l
     return json.loads(path.read_text("utf-8")), read_csv(path.with_suffix(".csv"))
 
 
+def read_recorded(notebook: str, id: str) -> tuple[dict, dict[str, list]] | None:
+    """A result that was computed elsewhere or over hours and is kept in ``book/results``, as `read_result` gives it.
+
+    None where there is none: the page then says "not run here", and how to run it.
+    """
+    folder = Path(_run().get("recorded") or "book/results")
+    return read_result(notebook, id, folder) if (folder / notebook / f"{id}.json").is_file() else None
+
+
 def read_csv(path) -> dict[str, list]:
     """The columns of a csv, as numbers where every entry that is not empty is one (empty -> NaN)."""
     with open(path, encoding="utf-8", newline="") as f:

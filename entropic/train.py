@@ -97,7 +97,7 @@ SIGMA_EDGES = np.geomspace(0.002, 80.0, 47)
 def train(recipe, folder, images=None, labels=None, device=None, progress=True):
     """Train by `recipe` in `folder`, from its checkpoint if there is one; returns the averaged network.
 
-    folder: checkpoint.pt; log.jsonl (a header, then for each noise bin the counts and sums since the line
+    folder: checkpoint.pt; weights.log.jsonl (a header, then for each noise bin the counts and sums since the line
     before: loss = EDM's weighted error summed over dimensions, its square, log sigma); at the end
     weights.safetensors and weights.json. images uint8 (N, C, H, W) and labels (N,) are the recipe's data
     unless given. Every draw depends on the seed and the step alone, so a run may be killed at any moment:
@@ -126,7 +126,7 @@ def train(recipe, folder, images=None, labels=None, device=None, progress=True):
     network = SmallUNet(**recipe.network).to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(network).requires_grad_(False).eval()
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr, betas=(0.9, 0.99), fused=True)
-    log = _Log(folder / "log.jsonl", recipe, images[0].numel(), device)
+    log = _Log(folder / "weights.log.jsonl", recipe, images[0].numel(), device)
     step, seconds = _resume(folder / "checkpoint.pt", recipe, network, average, optimiser, log)
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def train(recipe, folder, images=None, labels=None, device=None, progress=True):
             "images_per_second": round(recipe.steps * recipe.batch / seconds, 1),
             "device": torch.cuda.get_device_name(device)
             if cuda
-            else f"CPU, {torch.get_num_threads()} threads",
+            else f"CPU, threads: {torch.get_num_threads()}",
             "processes": world,
             "torch": torch.__version__,
         }

@@ -1,6 +1,7 @@
 """Runs the notebooks, says how they stand, and checks their results against the committed ones.
 
     python notebooks/run.py run NAME [--profile default] [-p parameter value ...]
+    python notebooks/run.py record NAME [-p parameter value ...]   run in the profile "recorded", keep the data
     python notebooks/run.py status
     python notebooks/run.py expected        copy the results of the book to book/expected
     python notebooks/run.py compare RESULTS  compare a folder of results with book/expected
@@ -122,6 +123,7 @@ def run(name: str, profile: str, overrides: dict, book: Path) -> bool:
         out.mkdir()
         about = {"notebook": name, "profile": profile, "parameters": record["parameters"], "started": started}
         about |= {"out": str(out.resolve()), "results": str(results.parent.resolve())}
+        about |= {"recorded": str(ROOT / "book" / "results")}
         environment = {
             "ENTROPIC_RUN": json.dumps(about),
             "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one of the user's home
@@ -220,6 +222,24 @@ def _strip_machine(path: Path):
         cell["metadata"].pop("papermill", None)
         cell["metadata"].pop("execution", None)
     _write_json(path, notebook)
+
+
+# --- record ----------------------------------------------------------------------------------------------
+
+
+def record(name: str, overrides: dict, book: Path) -> bool:
+    """Run a notebook in the profile "recorded" beside the book, and keep its csv and json in BOOK/results."""
+    elsewhere = book / "_build" / "record"
+    if not run(name, "recorded", overrides, elsewhere):
+        return False
+    kept = book / "results" / name
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    for path in sorted((elsewhere / "_build" / "results" / name).iterdir()):
+        if path.suffix in {".csv", ".json"} and path.name != "claims.json":
+            shutil.copyfile(path, kept / path.name)
+    _say(f"recorded in {_short(kept)}; commit it")
+    return True
 
 
 # --- status ----------------------------------------------------------------------------------------------
@@ -404,10 +424,15 @@ def main(arguments=None) -> int:
     one = commands.add_parser("run", help="execute one notebook, or all")
     one.add_argument("name", help="a notebook, or 'all'")
     one.add_argument("--profile", default="default")
-    one.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("PARAMETER", "VALUE"), dest="overrides"
+    kept = commands.add_parser(
+        "record", help="execute one notebook in the profile 'recorded' and keep its data"
     )
-    for command in (one, commands.add_parser("status"), commands.add_parser("expected")):
+    kept.add_argument("name")
+    for command in (one, kept):
+        command.add_argument(
+            "-p", nargs=2, action="append", default=[], metavar=("PARAMETER", "VALUE"), dest="overrides"
+        )
+    for command in (one, kept, commands.add_parser("status"), commands.add_parser("expected")):
         command.add_argument("--book", type=Path, default=ROOT / "book", help="the book's folder")
     check = commands.add_parser("compare")
     check.add_argument("results", type=Path)
@@ -423,6 +448,8 @@ def main(arguments=None) -> int:
         if args.command == "compare":
             return 0 if compare(args.results, args.expected) else 1
         overrides = {key: yaml.safe_load(value) for key, value in args.overrides}
+        if args.command == "record":
+            return 0 if record(args.name, overrides, args.book) else 1
         if args.name != "all":
             return 0 if run(args.name, args.profile, overrides, args.book) else 1
         if overrides:

@@ -406,3 +406,15 @@ def test_torn_jpeg_copies_are_refused(jpegs):
 def test_bad_arguments_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         data.load_images(*arguments)
+
+
+def test_paper_tables_hold_complete_rows():
+    """Table 3: two solvers, three schedules, three numbers of calls; the values as printed in the paper."""
+    rows = data.paper_table(3)
+    assert len(rows) == 2 * 3 * 3 and {row["dataset"] for row in rows} == {"CIFAR-10"}
+    first = [
+        r["value"] for r in rows if (r["solver"], r["schedule"], r["nfe"]) == ("stochastic DDIM", "EDM", "16")
+    ]
+    assert first == ["33.3"]
+    with pytest.raises(ValueError, match="number = 7"):
+        data.paper_table(7)

@@ -50,7 +50,7 @@ def noise_images(n=100, std=0.25, side=8):
 def digests(folder):
     return {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in folder.glob("[wl]*.[sj]*")
+        for p in folder.glob("weights*")
         if p.suffix != ".json"
     }
 
@@ -100,21 +100,21 @@ def test_killed_at_any_moment_a_run_ends_as_if_never_stopped(whole, tmp_path):
     assert not (folder / "weights.safetensors").exists() or lines(folder) == lines(whole)
     output, _ = start(folder).communicate(timeout=300)
     assert digests(folder) == digests(whole), output
-    assert set(digests(whole)) == {"weights.safetensors", "log.jsonl"}
+    assert set(digests(whole)) == {"weights.safetensors", "weights.log.jsonl"}
 
 
 def lines(folder):
-    path = folder / "log.jsonl"
+    path = folder / "weights.log.jsonl"
     return len(path.read_text().splitlines()) - 1 if path.is_file() else -1
 
 
 def test_a_half_written_last_line_is_dropped(whole, tmp_path):
-    for name in ("checkpoint.pt", "log.jsonl"):
+    for name in ("checkpoint.pt", "weights.log.jsonl"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
-    with (tmp_path / "log.jsonl").open("a") as file:
+    with (tmp_path / "weights.log.jsonl").open("a") as file:
         file.write('{"step": 67, "count": [1')
     train.train(TINY, tmp_path, *noise_images(), device="cpu", progress=False)
-    assert (tmp_path / "log.jsonl").read_bytes() == (whole / "log.jsonl").read_bytes()
+    assert (tmp_path / "weights.log.jsonl").read_bytes() == (whole / "weights.log.jsonl").read_bytes()
 
 
 def test_two_processes_share_the_batch(tmp_path):
@@ -139,7 +139,7 @@ def test_two_processes_share_the_batch(tmp_path):
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
     one, two = (
-        [json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()[1:]] for f in folders
+        [json.loads(line) for line in (f / "weights.log.jsonl").read_text().splitlines()[1:]] for f in folders
     )
     assert [line["count"] for line in one] == [line["count"] for line in two]
     for a, b in zip(one, two, strict=True):
@@ -183,7 +183,7 @@ def test_loss_before_and_after_training_against_closed_forms(tmp_path):
         network=TINY.network | {"dropout": 0.0},
     )
     train.train(recipe, tmp_path, *noise_images(4000, c), device="cpu", progress=False)
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()[1:]]
+    log = [json.loads(line) for line in (tmp_path / "weights.log.jsonl").read_text().splitlines()[1:]]
 
     def sums(records):
         return (

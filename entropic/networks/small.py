@@ -2,6 +2,7 @@
 
 import math
 from importlib import resources
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -140,13 +141,19 @@ def load_network(path, device="cpu"):
     `network.info` is what was saved with it, sha256 included. Errors: as `load_weights`.
     """
     if path == "fashion-mnist":
-        with resources.as_file(resources.files("entropic") / "assets") as folder:
-            return load_network(folder / "fashion-mnist.safetensors", device)
+        path = resources.files("entropic") / "assets" / "fashion-mnist.safetensors"
     tensors, info = load_weights(path)
     network = SmallUNet(**info["config"])
     network.load_state_dict(tensors)
     network.info = info
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+def training_log(path):
+    """Path of the training log of the weights at `path`, as `load_network` takes it: NAME.log.jsonl beside them."""
+    if path == "fashion-mnist":
+        path = resources.files("entropic") / "assets" / "fashion-mnist.safetensors"
+    return Path(path).with_suffix(".log.jsonl")
 
 
 class _Block(nn.Module):
@@ -172,7 +179,7 @@ class _Block(nn.Module):
         x = (self.skip(x) + y) * math.sqrt(0.5)
         if self.heads:
             q, k, v = (
-                part.unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)
+                part.unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3).contiguous()
                 for part in self.qkv(self.norm2(x)).chunk(3, 1)
             )
             y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)

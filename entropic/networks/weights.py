@@ -20,7 +20,7 @@ def save_weights(path, tensors, info):
     digest = hashlib.sha256(content).hexdigest()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
-    text = json.dumps({"sha256": digest, **info}, indent=1) + "\n"
+    text = json.dumps({**info, "sha256": digest}, indent=1) + "\n"
     write_atomically(path.with_suffix(".json"), text.encode())
     return digest
 
