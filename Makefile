@@ -30,7 +30,8 @@ CORE := $(shell find entropic -type f -not -path '*/__pycache__/*')
 PROSE := $(wildcard book/*.md book/*.yml book/*.bib book/_ext/*.py book/_static/* book/results/*/*) CITATION.cff
 RUN := $(PY) notebooks/run.py
 
-.PHONY: help book test run record verify expected status serve bench lint clean executed FORCE
+.PHONY: help book test run record verify expected status serve bench lint clean executed \
+  train-fashion-mnist train-classifier train-cifar10 cifar10 FORCE
 
 help:  ## list the targets
 	@echo "Targets (variables: NB, PROFILE=smoke|default|recorded|paper, ARGS, PYTHON, JOBS, PORT):"
@@ -53,11 +54,18 @@ record: $(ENVIRONMENT)  ## run one notebook in the profile "recorded", keep its 
 	@$(RUN) record $(NB) $(ARGS)
 
 # Training goes on where it was stopped; all cores, or torchrun by hand for several GPUs (see README).
-train-fashion-mnist: $(ENVIRONMENT)  ## train the Fashion-MNIST network (25 minutes on two free cores), compare with the shipped one
+train-fashion-mnist: $(ENVIRONMENT)  ## train the Fashion-MNIST network (half an hour on two free cores)
 	$(PY) -m entropic.train fashion-mnist --out $(TRAINED)/fashion-mnist $(ARGS)
+
+train-classifier: $(ENVIRONMENT)  ## train the classifier whose features measure Fashion-MNIST images (two minutes)
+	$(PY) -m entropic.networks.classifier --out $(TRAINED)/fashion-classifier.safetensors $(ARGS)
 
 train-cifar10: $(ENVIRONMENT)  ## train the CIFAR-10 network (sized for half an hour on one H100-class GPU; not run here)
 	$(PY) -m entropic.train cifar10 --out $(TRAINED)/cifar10 $(ARGS)
+
+cifar10: $(ENVIRONMENT)  ## the schedules' table for the CIFAR-10 network, with FID (needs a GPU and train-cifar10; not run here)
+	@$(RUN) record image_schedules --as cifar10 -p dataset cifar10 -p weights $(abspath $(TRAINED))/cifar10/weights.safetensors \
+	  -p images 10000 -p chunk 256 -p extractors '[efficientnet-lite0, inception-v3-compat]' -p store cifar10
 
 verify: $(ENVIRONMENT)  ## recompute the default profile elsewhere and compare all figures' data with book/expected
 	@rm -rf book/_build/verify

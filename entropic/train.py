@@ -12,6 +12,7 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from entropic import data
-from entropic.networks.small import SmallUNet, save_network
+from entropic.networks.small import SmallUNet, save_network, training_log
 from entropic.networks.weights import write_atomically
 
 
@@ -81,10 +82,11 @@ RECIPES = {
             "attention": (1,),
             "dropout": 0.1,
         },
-        steps=40_000,
+        # 20 GFLOP an image: half an hour at 80 TFLOP/s, which an H100-class GPU should reach.
+        steps=14_000,
         batch=512,
         lr=1e-3,
-        warmup=2000,
+        warmup=1000,
         ema_images=500_000,
         dtype="float16",
     ),
@@ -295,6 +297,44 @@ def _plain(recipe):
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
+class Agreement(NamedTuple):
+    """Two training logs: mean log ratio of their losses, its standard error, root mean square z over noise bins."""
+
+    log_ratio: float
+    stderr: float
+    rms_z: float
+
+
+def compare_logs(path, other, share=0.2):
+    """How far the losses of two runs lie apart over the last `share` of their steps, as `Agreement`.
+
+    Bin by bin, over bins that hold 100 images or more in both; z is a bin's log ratio over its standard error, and
+    1 is what runs that differ by their draws alone have. ValueError: logs of other bins.
+    """
+    ours, theirs = _merged(path, share), _merged(other, share)
+    if ours[0] != theirs[0]:
+        raise ValueError(f"{path} and {other} have other noise bins; compare logs of one version")
+    both = (ours[1][0] >= 100) & (theirs[1][0] >= 100)
+    logs, errors = [], []
+    for count, loss, square in (ours[1][:, both], theirs[1][:, both]):
+        mean = loss / count
+        logs.append(np.log(mean))
+        errors.append(np.maximum(square / count - mean**2, 0) / (count - 1) / mean**2)
+    ratio, variance = logs[0] - logs[1], errors[0] + errors[1]
+    weight = 1 / variance
+    return Agreement(
+        float((weight * ratio).sum() / weight.sum()),
+        float(weight.sum() ** -0.5),
+        float(np.sqrt((ratio**2 / variance).mean())),
+    )
+
+
+def _merged(path, share):
+    header, *lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    late = [line for line in lines if line["step"] > (1 - share) * lines[-1]["step"]]
+    return header["sigma_edges"], np.sum([[line[k] for k in ("count", "loss", "loss2")] for line in late], 0)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m entropic.train", description=__doc__.splitlines()[0])
     parser.add_argument("recipe", choices=sorted(RECIPES))
@@ -308,6 +348,13 @@ def main(arguments=None):
     }
     torch.set_num_threads(options.threads)
     train(dataclasses.replace(RECIPES[options.recipe], **changes), options.out)
+    shipped = training_log(options.recipe)
+    if shipped.is_file() and int(os.environ.get("RANK", 0)) == 0:
+        found = compare_logs(options.out / "weights.log.jsonl", shipped)
+        print(
+            f"Loss against the shipped run's, last fifth of the steps: log ratio {found.log_ratio:+.4f}, standard "
+            f"error {found.stderr:.4f}; root mean square z over noise bins {found.rms_z:.2f} (draws alone: 1)"
+        )
     if dist.is_initialized():
         dist.destroy_process_group()
 

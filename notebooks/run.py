@@ -1,7 +1,8 @@
 """Runs the notebooks, says how they stand, and checks their results against the committed ones.
 
     python notebooks/run.py run NAME [--profile default] [-p parameter value ...]
-    python notebooks/run.py record NAME [-p parameter value ...]   run in the profile "recorded", keep the data
+    python notebooks/run.py record NAME [--as FOLDER] [-p parameter value ...]
+                                            run in the profile "recorded", keep the data in book/results/FOLDER
     python notebooks/run.py status
     python notebooks/run.py expected        copy the results of the book to book/expected
     python notebooks/run.py compare RESULTS  compare a folder of results with book/expected
@@ -227,12 +228,12 @@ def _strip_machine(path: Path):
 # --- record ----------------------------------------------------------------------------------------------
 
 
-def record(name: str, overrides: dict, book: Path) -> bool:
+def record(name: str, kept_as: str, overrides: dict, book: Path) -> bool:
     """Run a notebook in the profile "recorded" beside the book, and keep its csv and json in BOOK/results."""
-    elsewhere = book / "_build" / "record"
+    elsewhere = book / "_build" / f"record-{kept_as}"
     if not run(name, "recorded", overrides, elsewhere):
         return False
-    kept = book / "results" / name
+    kept = book / "results" / kept_as
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     for path in sorted((elsewhere / "_build" / "results" / name).iterdir()):
@@ -428,6 +429,9 @@ def main(arguments=None) -> int:
         "record", help="execute one notebook in the profile 'recorded' and keep its data"
     )
     kept.add_argument("name")
+    kept.add_argument(
+        "--as", dest="kept_as", help="the folder in book/results; the notebook's name unless given"
+    )
     for command in (one, kept):
         command.add_argument(
             "-p", nargs=2, action="append", default=[], metavar=("PARAMETER", "VALUE"), dest="overrides"
@@ -449,7 +453,7 @@ def main(arguments=None) -> int:
             return 0 if compare(args.results, args.expected) else 1
         overrides = {key: yaml.safe_load(value) for key, value in args.overrides}
         if args.command == "record":
-            return 0 if record(args.name, overrides, args.book) else 1
+            return 0 if record(args.name, args.kept_as or args.name, overrides, args.book) else 1
         if args.name != "all":
             return 0 if run(args.name, args.profile, overrides, args.book) else 1
         if overrides:

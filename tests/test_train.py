@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from entropic import train
+from entropic import data, train
 from entropic.networks.small import SmallUNet, load_network
 
 TINY = train.Recipe(
@@ -276,3 +276,41 @@ def test_network_checks_its_input():
         network(x, 1.0, label.float())
     with pytest.raises(ValueError, match="multiple of 8"):
         SmallUNet(12, 1, 10, patch=2, channels=(16, 16, 16))
+
+
+def test_embedded_network_denoises_better_than_any_linear_map():
+    """The best linear denoiser of the data's covariance errs more at every noise level from 0.05 to 20."""
+    network = load_network("fashion-mnist")
+    images, labels = data.load_images("fashion-mnist", "test")[:2]
+    x, noise = (
+        data.to_pixels(images[::5]),
+        torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
+    )
+    variances = torch.linalg.eigvalsh(torch.cov(data.to_pixels(images).flatten(1).double().T)).clamp_min(0)
+    for sigma in (0.05, 0.2, 1.0, 5.0, 20.0):
+        with torch.no_grad():
+            error = (network(x + sigma * noise, sigma, labels[::5]) - x).square().sum((1, 2, 3)).mean()
+        assert error < 0.9 * (variances * sigma**2 / (variances + sigma**2)).sum()
+
+
+def test_logs_of_one_law_agree_and_of_another_do_not(tmp_path):
+    """Two logs drawn from one law: |log ratio| within 4 standard errors, z near 1; 5 % more loss is seen."""
+    rng, bins, count = np.random.default_rng(0), len(train.SIGMA_EDGES) - 1, 400
+
+    def log(name, factor):
+        draws = factor * rng.gamma(8.0, size=(5, bins, count))
+        lines = [{"sigma_edges": train.SIGMA_EDGES.tolist()}]
+        for step, line in enumerate(draws, 1):
+            sums = {"loss": line.sum(1).tolist(), "loss2": np.square(line).sum(1).tolist()}
+            lines.append({"step": step, "count": [count] * bins} | sums)
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)) + "\n")
+        return tmp_path / name
+
+    same = train.compare_logs(log("a", 1.0), log("b", 1.0), share=1.0)
+    # stderr: sqrt(2 / 8 / (5 * 400 * 46)), as a gamma's relative variance is 1 / 8.
+    assert same.stderr == pytest.approx(math.sqrt(2 / 8 / (5 * count * bins)), rel=0.05)
+    assert abs(same.log_ratio) < 4 * same.stderr
+    assert abs(same.rms_z**2 - 1) < 4 * math.sqrt(2 / bins)
+    other = train.compare_logs(log("c", 1.05), tmp_path / "a", share=1.0)
+    assert abs(other.log_ratio - math.log(1.05)) < 4 * other.stderr
+    assert other.log_ratio > 4 * other.stderr and other.rms_z > 2

@@ -140,9 +140,7 @@ def load_network(path, device="cpu"):
 
     `network.info` is what was saved with it, sha256 included. Errors: as `load_weights`.
     """
-    if path == "fashion-mnist":
-        path = resources.files("entropic") / "assets" / "fashion-mnist.safetensors"
-    tensors, info = load_weights(path)
+    tensors, info = load_weights(_embedded(path))
     network = SmallUNet(**info["config"])
     network.load_state_dict(tensors)
     network.info = info
@@ -150,10 +148,15 @@ def load_network(path, device="cpu"):
 
 
 def training_log(path):
-    """Path of the training log of the weights at `path`, as `load_network` takes it: NAME.log.jsonl beside them."""
-    if path == "fashion-mnist":
-        path = resources.files("entropic") / "assets" / "fashion-mnist.safetensors"
-    return Path(path).with_suffix(".log.jsonl")
+    """Path of the training log of weights, NAME.log.jsonl beside them; `path` as in `load_network`."""
+    return _embedded(path).with_suffix(".log.jsonl")
+
+
+def _embedded(path):
+    """A name without a folder or suffix is that of weights in the package."""
+    path = Path(path)
+    inside = path.suffix == "" and path.parent == Path()
+    return Path(str(resources.files("entropic") / "assets" / f"{path}.safetensors")) if inside else path
 
 
 class _Block(nn.Module):
