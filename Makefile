@@ -121,6 +121,9 @@ executed: $(EXECUTED)
 $(EXECUTED): book/notebooks/%.ipynb: notebooks/%.ipynb $(CORE) $(wildcard notebooks/params/*.yml) book/_build/profile
 	@$(RUN) run $* --profile $(PROFILE)
 
+# What a page shows as recorded.
+$(patsubst %,book/%,$(shell grep -l read_recorded notebooks/*.ipynb)): $(wildcard book/results/*/*)
+
 # The claims are read from the results of the others.
 book/notebooks/claims.ipynb: $(filter-out book/notebooks/claims.ipynb,$(EXECUTED))
 

@@ -55,7 +55,10 @@ def names() -> list[str]:
 def sources(name: str) -> list[Path]:
     """The files that a notebook's results depend on; the same as in the Makefile."""
     package = [p for p in (ROOT / "entropic").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    return [HERE / f"{name}.ipynb", *sorted((HERE / "params").glob("*.yml")), *sorted(package)]
+    found = [HERE / f"{name}.ipynb", *sorted((HERE / "params").glob("*.yml")), *sorted(package)]
+    if found[0].is_file() and "read_recorded" in found[0].read_text("utf-8"):
+        found += sorted((ROOT / "book" / "results").glob("*/*"))
+    return found
 
 
 def sources_hash(name: str) -> str:

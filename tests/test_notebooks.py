@@ -259,7 +259,10 @@ def test_record_keeps_the_data_and_the_other_notebooks_read_it(project):
     recorded = {path.name: path.read_bytes() for path in kept.iterdir()}
     failed = make(project, "record", "NB=first", "ARGS=-p n 0")
     assert failed.returncode != 0 and "ZeroDivisionError" in failed.stdout
+    assert ran(make(project, "record", "NB=first", "ARGS=--as other -p n 7")) == ["first"]
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == recorded
+    other = json.loads((project / "book/results/other/line.json").read_text("utf-8"))
+    assert (other["notebook"], other["parameters"]) == ("first", {"n": 7})
 
 
 def test_record_needs_a_notebook_that_exists(project):

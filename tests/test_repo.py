@@ -201,13 +201,15 @@ def test_recorded_results_say_where_they_come_from():
     if not folder.is_dir():
         pytest.skip("nothing is recorded in book/results yet; make record NB=... does it")
     sidecars = sorted(folder.glob("*/*.json"))
-    assert sidecars and {path.parent.name for path in sidecars} <= set(NOTEBOOKS)
+    assert sidecars
     files = {path for path in folder.rglob("*") if path.is_file()}
     assert files == {path.with_suffix(suffix) for path in sidecars for suffix in (".json", ".csv")}
     for path in sidecars:
         where = path.relative_to(folder).as_posix()
         sidecar = json.loads(path.read_text("utf-8"))
-        assert (sidecar["notebook"], sidecar["id"]) == (path.parent.name, path.stem), where
+        assert sidecar["id"] == path.stem and sidecar["notebook"] in NOTEBOOKS, where
+        if path.parent.name in NOTEBOOKS:  # else it was kept under another name, for other data
+            assert sidecar["notebook"] == path.parent.name, where
         assert sidecar["profile"] == "recorded" and sidecar["parameters"] and sidecar["device"], where
         assert re.fullmatch(r"[0-9a-f]{40}", sidecar["commit"] or ""), where
         assert sidecar["duration"] > 0, where
