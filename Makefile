@@ -35,7 +35,7 @@ RUN := $(PY) notebooks/run.py
 
 help:  ## list the targets
 	@echo "Targets (variables: NB, PROFILE=smoke|default|recorded|paper, ARGS, PYTHON, JOBS, PORT):"
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
 	  while IFS='|' read -r name text; do printf '%-26s %s\n' "$$name" "$$text"; done
 
 book: $(ENVIRONMENT) book/_build/profile  ## run the notebooks that changed and build the book (book/_build/html)

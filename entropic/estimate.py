@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from entropic._check import as_float64, integer
 from entropic.entropy import ErrorCurve, eps2_from_edm_loss

@@ -233,15 +233,21 @@ def _strip_machine(path: Path):
 
 def record(name: str, kept_as: str, overrides: dict, book: Path) -> bool:
     """Run a notebook in the profile "recorded" beside the book, and keep its csv and json in BOOK/results."""
+    if not re.fullmatch(r"[a-z0-9_-]+", kept_as):
+        raise Refused(f"--as {kept_as!r}: must be a name of lower-case letters, digits, - and _")
     elsewhere = book / "_build" / f"record-{kept_as}"
     if not run(name, "recorded", overrides, elsewhere):
         return False
     kept = book / "results" / kept_as
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir(parents=True)
-    for path in sorted((elsewhere / "_build" / "results" / name).iterdir()):
-        if path.suffix in {".csv", ".json"} and path.name != "claims.json":
-            shutil.copyfile(path, kept / path.name)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{kept_as}-", dir=kept.parent) as scratch:
+        fresh = Path(scratch, kept_as)
+        fresh.mkdir()
+        for path in sorted((elsewhere / "_build" / "results" / name).iterdir()):
+            if path.suffix in {".csv", ".json"} and path.name != "claims.json":
+                shutil.copyfile(path, fresh / path.name)
+        shutil.rmtree(kept, ignore_errors=True)
+        fresh.replace(kept)
     _say(f"recorded in {_short(kept)}; commit it")
     return True
 
