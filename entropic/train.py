@@ -116,11 +116,12 @@ def train(recipe, folder, images=None, labels=None, device=None, progress=True):
     if images is None:
         loaded = data.load_images(recipe.dataset, "train", recipe.source)
         images, labels = loaded.images, loaded.labels
-    images, labels = images.to(device), labels.to(device)
     cuda = device.type == "cuda"
     if cuda:
+        device = device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
+    images, labels = images.to(device), labels.to(device)
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
 
@@ -129,7 +130,7 @@ def train(recipe, folder, images=None, labels=None, device=None, progress=True):
     average = copy.deepcopy(network).requires_grad_(False).eval()
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr, betas=(0.9, 0.99), fused=True)
     log = _Log(folder / "weights.log.jsonl", recipe, images[0].numel(), device)
-    step, seconds = _resume(folder / "checkpoint.pt", recipe, network, average, optimiser, log)
+    step, seconds = _resume(folder / "checkpoint.pt", recipe, network, average, optimiser, log, rank)
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         log.rewind(step)
@@ -161,7 +162,9 @@ def train(recipe, folder, images=None, labels=None, device=None, progress=True):
             if not math.isfinite(value):
                 raise ValueError(f"the loss is {value} by step {step}; lower lr = {recipe.lr}")
             bar.set_postfix(loss=f"{value / images[0].numel():.4f}")
-        if rank == 0 and (step % recipe.save_every == 0 or step == recipe.steps):
+        saving = step % recipe.save_every == 0 or step == recipe.steps
+        sums = log.total(world) if saving else None
+        if rank == 0 and saving:
             state = {
                 "recipe": _plain(recipe),
                 "step": step,
@@ -169,7 +172,7 @@ def train(recipe, folder, images=None, labels=None, device=None, progress=True):
                 "network": network.state_dict(),
                 "average": average.state_dict(),
                 "optimiser": optimiser.state_dict(),
-                "log": log.sums,
+                "log": sums,
             }
             _save_checkpoint(folder / "checkpoint.pt", state)
     bar.close()
@@ -241,11 +244,16 @@ class _Log:
         rows = torch.stack([torch.ones_like(loss), loss, loss.square(), sigma.double().log()])
         self.sums.index_add_(1, column, rows)
 
-    def write(self, step, rank, world):
-        """Append a line, empty the sums, and return the mean loss since the line before."""
+    def total(self, world):
+        """The sums of all processes."""
         sums = self.sums.clone()
         if world > 1:
             dist.all_reduce(sums)
+        return sums
+
+    def write(self, step, rank, world):
+        """Append a line, empty the sums, and return the mean loss since the line before."""
+        sums = self.total(world)
         self.sums.zero_()
         if rank == 0:
             count, loss, square, log_sigma = sums[:, 1:-1].tolist()
@@ -264,7 +272,7 @@ class _Log:
         write_atomically(self.path, ("\n".join(lines) + "\n").encode())
 
 
-def _resume(path, recipe, network, average, optimiser, log):
+def _resume(path, recipe, network, average, optimiser, log, rank):
     """Load a checkpoint where there is one: (step, seconds so far)."""
     if not path.is_file():
         return 0, 0.0
@@ -279,7 +287,8 @@ def _resume(path, recipe, network, average, optimiser, log):
     network.load_state_dict(state["network"])
     average.load_state_dict(state["average"])
     optimiser.load_state_dict(state["optimiser"])
-    log.sums.copy_(state["log"])
+    if rank == 0:  # they are everybody's
+        log.sums.copy_(state["log"])
     return state["step"], state["seconds"]
 
 
@@ -321,6 +330,10 @@ def compare_logs(path, other, share=0.2):
         logs.append(np.log(mean))
         errors.append(np.maximum(square / count - mean**2, 0) / (count - 1) / mean**2)
     ratio, variance = logs[0] - logs[1], errors[0] + errors[1]
+    if not both.any():
+        raise ValueError(
+            f"{path} and {other} share no noise bin of 100 images in share = {share}; train longer"
+        )
     weight = 1 / variance
     return Agreement(
         float((weight * ratio).sum() / weight.sum()),
@@ -349,11 +362,12 @@ def main(arguments=None):
     torch.set_num_threads(options.threads)
     train(dataclasses.replace(RECIPES[options.recipe], **changes), options.out)
     shipped = training_log(options.recipe)
-    if shipped.is_file() and int(os.environ.get("RANK", 0)) == 0:
+    if shipped.is_file() and options.steps is None and int(os.environ.get("RANK", 0)) == 0:
         found = compare_logs(options.out / "weights.log.jsonl", shipped)
         print(
             f"Loss against the shipped run's, last fifth of the steps: log ratio {found.log_ratio:+.4f}, standard "
-            f"error {found.stderr:.4f}; root mean square z over noise bins {found.rms_z:.2f} (draws alone: 1)"
+            f"error {found.stderr:.4f}; root mean square z over noise bins {found.rms_z:.2f} (1 for another "
+            "seed, less for the same)"
         )
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -131,7 +131,9 @@ class SmallUNet(nn.Module):
 
 def save_network(path, network, info, dtype=torch.float32):
     """Write a `SmallUNet` to PATH (*.safetensors) with its config and `info` beside it; returns the sha256."""
-    tensors = {name: value.to(dtype) for name, value in network.state_dict().items()}
+    trained = dict(network.named_parameters())
+    # Buffers stay exact: a rounded frequency would shift the phase of the noise embedding.
+    tensors = {n: value.to(dtype) if n in trained else value for n, value in network.state_dict().items()}
     return save_weights(path, tensors, {"config": network.config, **info})
 
 
