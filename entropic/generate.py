@@ -252,7 +252,7 @@ def _path(out, kind, index):
 
 
 def _write(path, array):
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
         np.save(file, array.numpy())
     os.replace(part, path)
