@@ -177,9 +177,16 @@ class _Run:
 
 
 def _noise_source(x, generator):
-    """A function that draws standard normal noise like x, from one generator or from one for each row."""
+    """A function that draws standard normal noise like x, from one generator or from one for each row.
+
+    It is drawn where the generator lives: a generator on the CPU gives the same noise to x on any device.
+    """
+
+    def draw(shape, one):
+        return torch.randn(shape, generator=one, dtype=x.dtype, device=one.device)
+
     if isinstance(generator, torch.Generator):
-        return lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return lambda: draw(x.shape, generator).to(x.device)
     if generator is None or isinstance(generator, str) or not isinstance(generator, Sequence):
         raise ValueError(
             f"generator = {generator!r}; this sampler draws noise: pass torch.Generator().manual_seed(...)"
@@ -188,9 +195,7 @@ def _noise_source(x, generator):
         raise ValueError(
             f"generator holds {len(generator)} generators for {len(x)} rows of x; pass one for each"
         )
-    return lambda: torch.stack(
-        [torch.randn(x.shape[1:], generator=one, dtype=x.dtype, device=x.device) for one in generator]
-    )
+    return lambda: torch.stack([draw(x.shape[1:], one) for one in generator]).to(x.device)
 
 
 def _describe(x):

@@ -51,7 +51,7 @@ class _Gaussian(torch.nn.Module):
 
     def __init__(self, num_classes=3, s=0.5, poison=None):
         super().__init__()
-        self.config, self.num_classes = {"image_channels": 2, "resolution": 4, "s": s}, num_classes
+        self.shape, self.config, self.num_classes = (2, 4, 4), {"s": s}, num_classes
         self.s, self.poison = s, poison
         self.eval()
 
@@ -175,9 +175,10 @@ def _fill(network, folder, **others):
 def test_folder_holds_what_is_returned(network, tmp_path):
     made = _fill(network, tmp_path / "a", seeds=range(10, 31))
     without = generate(network, SIGMAS, range(10, 31), sampler=CHURN)
-    for images, labels in (made, load_generated(tmp_path / "a")):
-        assert torch.equal(images, without.images)
-        assert torch.equal(labels, without.labels)
+    for found in (made, load_generated(tmp_path / "a")):
+        assert torch.equal(found.images, without.images)
+        assert torch.equal(found.labels, without.labels)
+        assert found.features == {}
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["seeds"] == list(range(10, 31))
     assert manifest["sampler"] == "entropic.samplers.sample_heun(s_churn=2.0, s_noise=1.01)"
@@ -187,9 +188,7 @@ def test_folder_holds_what_is_returned(network, tmp_path):
 
 def slow_fill(folder):
     """What the killed process runs: as `_fill`, but each call of the network takes a while."""
-    network = _small()
-    network.register_forward_hook(lambda *words: time.sleep(0.02))
-    _fill(network, Path(folder))
+    _fill(slow_network(), Path(folder))
 
 
 def test_killed_run_goes_on_to_the_same_bytes(network, tmp_path):
@@ -198,7 +197,7 @@ def test_killed_run_goes_on_to_the_same_bytes(network, tmp_path):
     code = f"from tests.test_generate import slow_fill; slow_fill({str(torn)!r})"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent)
     limit = time.monotonic() + 60
-    while not (torn / "images-000001.npy").is_file() and time.monotonic() < limit:
+    while not (torn / "labels-000001.npy").is_file() and time.monotonic() < limit:
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()  # SIGKILL: nothing is cleaned up
@@ -228,7 +227,7 @@ def test_two_processes_fill_the_folder_of_one(network, tmp_path, monkeypatch):
     assert _digests(tmp_path / "two") == _digests(tmp_path / "one")
     monkeypatch.setenv("WORLD_SIZE", "9")
     monkeypatch.setenv("RANK", "8")  # more processes than shards
-    assert _fill(network, tmp_path / "two").images.shape == (0, 1, 16, 16)
+    assert len(_fill(network, tmp_path / "two").images) == 0
     monkeypatch.setenv("RANK", "9")
     with pytest.raises(ValueError, match="RANK = 9 with WORLD_SIZE = 9"):
         _fill(network, tmp_path / "two")
@@ -253,6 +252,178 @@ def test_processes_at_once_fill_the_folder_of_one(network, tmp_path):
     assert _digests(tmp_path / "two") == _digests(tmp_path / "one")
 
 
+WORKER = """
+import json, os, signal, sys
+from pathlib import Path
+import torch.distributed as dist
+from entropic.generate import load_generated
+from tests.test_generate import fill_features, slow_network
+
+folder, calls = Path(sys.argv[1]), int(sys.argv[2])  # rank 1's first life ends within its network call number `calls`
+network = slow_network()
+rank, life = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+if calls and rank == 1 and life == 0:
+    def die(*words, left=[calls]):
+        left[0] -= 1
+        if left[0] == 0:
+            kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+            (folder.parent / "before.json").write_text(json.dumps(kept))
+            os.kill(os.getpid(), signal.SIGKILL)
+    network.register_forward_hook(die)
+fill_features(network, folder)
+dist.init_process_group("gloo")
+dist.barrier()
+if rank == 0:
+    assert len(load_generated(folder).labels) == 21
+dist.destroy_process_group()
+"""
+
+
+def slow_network():
+    network = _small()
+    network.register_forward_hook(lambda *words: time.sleep(0.02))
+    return network
+
+
+def pixel_means(images):
+    """Features that are known: mean and mean square of an image."""
+    x = images.double().flatten(1)
+    return torch.stack([x.mean(1), x.square().mean(1)], 1)
+
+
+def fill_features(network, folder):
+    return _fill(network, Path(folder), features={"means": pixel_means})
+
+
+def _torchrun(folder, count, script, *words, restarts=0):
+    root = Path(__file__).parent.parent
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"),
+            *(f"--max-restarts={restarts}", str(script), str(folder), *words),
+        ],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_lost_worker_costs_no_image(network, tmp_path):
+    """Rank 1 of 2 is killed within a batch; torchrun starts both again, and nothing whole is made twice."""
+    fill_features(network, tmp_path / "one")
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    run = _torchrun(tmp_path / "two", 2, script, "12", restarts=1)
+    assert run.returncode == 0, run.stderr
+    assert "SIGKILL" in run.stderr or "-9" in run.stderr
+    assert _digests(tmp_path / "two") == _digests(tmp_path / "one")
+    before = json.loads((tmp_path / "before.json").read_text())
+    assert 0 < len(before) < 18
+    assert all((tmp_path / "two" / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
+
+
+def test_a_killed_job_goes_on_with_fewer_workers(network, tmp_path):
+    fill_features(network, tmp_path / "one")
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    assert _torchrun(tmp_path / "two", 3, script, "12").returncode != 0
+    before = json.loads((tmp_path / "before.json").read_text())
+    assert 0 < len(before) < 18
+    run = _torchrun(tmp_path / "two", 2, script, "0")
+    assert run.returncode == 0, run.stderr
+    assert _digests(tmp_path / "two") == _digests(tmp_path / "one")
+    assert all((tmp_path / "two" / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
+
+
+# Features and decoders
+
+
+def test_features_need_no_images(network, tmp_path):
+    images = _fill(network, tmp_path / "images").images
+    wanted = pixel_means(images).float()
+    for batch in (1, 5, 64):
+        folder = tmp_path / str(batch)
+        made = _fill(network, folder, batch=batch, output="none", features={"means": pixel_means})
+        assert made.images is None
+        assert torch.equal(made.features["means"], wanted)
+        assert torch.equal(load_generated(folder).features["means"], wanted)
+        assert not list(folder.glob("images*"))
+    here = generate(
+        network, SIGMAS, range(21), sampler=CHURN, output="float32", features={"means": pixel_means}
+    )
+    assert torch.equal(here.features["means"], wanted)
+    assert here.images.dtype == torch.float32
+
+
+def negative(state):
+    """A decoder that is known: three colours, twice the size, light and dark exchanged."""
+    return to_uint8(-state.repeat_interleave(2, -1).repeat_interleave(2, -2).expand(-1, 3, -1, -1))
+
+
+def test_decoder_makes_the_images_and_what_features_see(network, tmp_path):
+    states = _fill(network, tmp_path / "a", output="float32").images
+    made = _fill(network, tmp_path / "b", decode=negative, features={"means": pixel_means})
+    # states are kept in float32, decoded in float64: they may truncate to neighbouring values
+    assert (made.images.int() - negative(states).int()).abs().max() <= 1
+    assert made.images.shape == (21, 3, 32, 32)
+    assert torch.equal(made.features["means"], pixel_means(made.images).float())
+
+
+class _Named(torch.nn.Module):
+    def __repr__(self):
+        return "named(sha256=1)"
+
+    def forward(self, images):
+        return pixel_means(images)
+
+    def decode(self, state):
+        return to_uint8(state)
+
+
+def test_what_has_no_name_is_refused_with_a_folder(network, tmp_path):
+    named = _Named()
+    _fill(network, tmp_path / "a", features={"f": named}, decode=named.decode)
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["features"] == {"f": "named(sha256=1)()"}
+    assert manifest["decode"] == "named(sha256=1).decode()"
+    nameless = (torch.nn.Flatten(), lambda images: pixel_means(images), functools.partial(pixel_means, 1))
+    for function in nameless:
+        with pytest.raises(ValueError, match=r"features\['f'\] = .* has no name"):
+            _fill(network, tmp_path / "b", features={"f": function})
+    assert not (tmp_path / "b").exists()
+
+
+def constant_features(images):
+    return torch.full((len(images), 2), math.nan)
+
+
+def single_row(images):
+    return torch.zeros(1, 2)
+
+
+@pytest.mark.parametrize("function", [constant_features, single_row])
+def test_features_that_do_not_fit_are_refused(network, function):
+    with pytest.raises(ValueError, match=r"features\['f'\] returned .* for 3 images"):
+        generate(network, SIGMAS, range(3), features={"f": function})
+
+
+def test_compiled_network_makes_the_same_images(network):
+    compiled = _small()
+    calls = []
+
+    def count(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    compiled.compile(backend=count, fullgraph=True)
+    wanted = generate(network, SIGMAS, range(21), output="float32").images
+    made = generate(compiled, SIGMAS, range(21), output="float32").images
+    assert torch.equal(made, wanted)
+    assert len(calls) == 1  # one shape, one graph, though sigma differs from call to call
+
+
 def test_folder_of_other_arguments_is_refused_by_name(network, tmp_path):
     _fill(network, tmp_path)
     before = _digests(tmp_path)
@@ -263,6 +434,8 @@ def test_folder_of_other_arguments_is_refused_by_name(network, tmp_path):
         "sigmas": {"sigmas": edm_sigmas(5, 0.01, 20.0)},
         "sampler": {"sampler": functools.partial(samplers.sample_heun, s_churn=1.0)},
         "output": {"output": "float32"},
+        "decode": {"decode": negative},
+        "features": {"features": {"means": pixel_means}},
         "chunk": {"chunk": 8},
         "shard": {"shard": 5},
         "seeds": {"seeds": range(22)},
@@ -298,6 +471,7 @@ def test_files_that_do_not_fit_are_refused(network, tmp_path):
         ({"batch": 0}, "batch = 0"),
         ({"chunk": 0}, "chunk = 0"),
         ({"output": "uint16"}, "output = 'uint16'"),
+        ({"output": "none"}, "'none' with features"),
         ({"labels": [0, 1]}, "one int64 class for each of 3 seeds"),
         ({"labels": [0, 1, 5]}, "from 0 to 5; this network knows 5 classes"),
         ({"sampler": lambda *words, **options: None, "out": "nowhere"}, "has no name"),

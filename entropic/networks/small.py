@@ -46,6 +46,7 @@ class SmallUNet(nn.Module):
             "attention": [integer("attention", level, 0) for level in attention],
             "dropout": float(dropout),
         }
+        self.shape = (image_channels, resolution, resolution)
         self.num_classes, self.sigma_data, self.patch = num_classes, sigma_data, patch
         coarsest = patch * 2 ** (len(channels) - 1)
         if resolution % coarsest:
@@ -116,11 +117,8 @@ class SmallUNet(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
 
     def _checked(self, x, sigma, label):
-        side, colours = self.config["resolution"], self.config["image_channels"]
-        if x.ndim != 4 or tuple(x.shape[1:]) != (colours, side, side):
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; this network takes (N, {colours}, {side}, {side})"
-            )
+        if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"x has shape {tuple(x.shape)}; this network takes (N, *{self.shape})")
         sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(len(x))
         if label.shape != (len(x),) or label.dtype != torch.int64:
             raise ValueError(
