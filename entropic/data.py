@@ -3,15 +3,10 @@
 import csv
 import gzip
 import hashlib
-import http.client
 import io
 import os
 import pickle
-import re
 import tarfile
-import threading
-import urllib.error
-import urllib.request
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +15,7 @@ import numpy as np
 import torch
 
 from entropic import _check
+from entropic.download import cache, download
 
 _FASHION_CLASSES = (
     "T-shirt",
@@ -64,7 +60,6 @@ _CIFAR_MD5 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
-_TIMEOUT = 10.0  # seconds for a server to answer, and between two pieces of its answer
 
 
 class ImageSet(NamedTuple):
@@ -150,14 +145,10 @@ def to_uint8(x):
     return ((_check.check_finite("x", x) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _cache():
-    return Path(os.environ.get("ENTROPIC_CACHE") or Path.home() / ".cache" / "entropic")
-
-
 def _folders(name, *others):
     """Where a set may lie, in the order in which it is looked for."""
     own = [Path(os.environ["ENTROPIC_DATA"]) / name] if os.environ.get("ENTROPIC_DATA") else []
-    return [*own, *others, _cache() / name]
+    return [*own, *others, cache() / name]
 
 
 def _fashion_mnist(split):
@@ -174,7 +165,7 @@ def _fashion_mnist(split):
             f"{_FASHION_URL} into {folders[-1]} or $ENTROPIC_DATA/fashion-mnist, or pass source='embedded'"
         )
         for path in paths:
-            _download(f"{_FASHION_URL}/{path.name}", path, _read_idx, remedy)
+            download(f"{_FASHION_URL}/{path.name}", path, _read_idx, remedy)
     images, labels = map(_read_idx, paths)
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28), np.frombuffer(
         labels, np.uint8, offset=8
@@ -222,7 +213,7 @@ def _cifar10(split):
             f"put {_CIFAR_ARCHIVE} from {url}, or the files {', '.join(names)} unpacked from it, "
             f"into {folders[-1]} or $ENTROPIC_DATA/cifar10"
         )
-        _download(url, archive, lambda path, name: _read_archive(path, list(_CIFAR_MD5)), remedy)
+        download(url, archive, lambda path, name: _read_archive(path, list(_CIFAR_MD5)), remedy)
     return *_batches(_read_archive(archive, names)), "CIFAR-10"
 
 
@@ -290,7 +281,7 @@ def _jpeg_folder(folder):
     for path, _ in files:
         state = path.stat()
         listing.update(f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
-    kept = _cache() / "cifar10" / f"jpeg-{folder.name}-{listing.hexdigest()[:16]}.npz"
+    kept = cache() / "cifar10" / f"jpeg-{folder.name}-{listing.hexdigest()[:16]}.npz"
     if not kept.is_file():
         images = np.stack([_decode(path) for path, _ in files])
         labels = np.array([label for _, label in files], np.uint8)
@@ -324,83 +315,3 @@ def _decode(path):
     if pixels.shape != (32, 32, 3):
         raise ValueError(f"{path} is {pixels.shape[1]} x {pixels.shape[0]}; CIFAR-10 is 32 x 32")
     return pixels.transpose(2, 0, 1)
-
-
-def _download(url, path, verify, remedy):
-    """Fetch `url` to `path` unless it is there, going on where an earlier try stopped; moved in place once verified.
-
-    `verify(file, name)` raises ValueError. FileNotFoundError with `remedy`: the server gave nothing.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f"{path.name}.part").open("ab") as part:
-            _lock(part)
-            if not path.is_file():  # else another process fetched it meanwhile
-                _fetch(url, part)
-                try:
-                    verify(Path(part.name), path.name)
-                except ValueError as error:
-                    part.truncate(0)
-                    raise ValueError(f"{url}: {error}") from error
-                os.replace(part.name, path)
-            else:
-                Path(part.name).unlink(missing_ok=True)
-    except (OSError, http.client.HTTPException) as error:
-        raise FileNotFoundError(f"{path} is absent and {url} cannot be had ({error}); {remedy}") from error
-
-
-def _lock(file):
-    """Wait until no other process writes `file`, where the system can tell."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _fetch(url, part):
-    """Append to the open file `part` what it lacks of `url`; OSError where that does not come."""
-    from tqdm import tqdm
-
-    with _answer(url, part.tell()) as response:
-        resumed = re.match(rf"bytes {part.tell()}-", response.headers.get("Content-Range", ""))
-        if not (response.status == 206 and resumed):
-            part.truncate(0)
-        start = part.seek(0, os.SEEK_END)
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        with tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=url.rpartition("/")[2]) as bar:
-            while piece := response.read(1 << 18):
-                part.write(piece)
-                bar.update(len(piece))
-    part.flush()
-    if total is not None and part.tell() != total:
-        raise OSError(
-            f"the connection ended after {part.tell()} of {total} bytes; run again to go on from there"
-        )
-
-
-def _answer(url, start):
-    """The server's answer from byte `start` on, in `_TIMEOUT` seconds: a name server may hang for longer."""
-    box = []
-
-    def ask(start):
-        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-        try:
-            box.append(urllib.request.urlopen(request, timeout=_TIMEOUT))
-        except urllib.error.HTTPError as error:
-            if error.code != 416 or not start:
-                box.append(error)
-            else:  # nothing lies beyond `start`, and yet the file is not the original: from the beginning
-                ask(0)
-        except Exception as error:
-            box.append(error)
-
-    thread = threading.Thread(target=ask, args=(start,), daemon=True)
-    thread.start()
-    thread.join(1.2 * _TIMEOUT)
-    if not box:
-        raise TimeoutError(f"no answer within {1.2 * _TIMEOUT:g} s")
-    if isinstance(box[0], Exception):
-        raise box[0]
-    return box[0]

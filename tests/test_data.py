@@ -2,14 +2,12 @@
 
 import gzip
 import hashlib
-import http.server
 import io
 import pickle
 import re
 import struct
 import tarfile
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ import torch
 from PIL import Image
 
 from entropic import data
+from tests.test_download import Server
 
 
 def test_embedded_subset_is_balanced_and_in_range():
@@ -125,50 +124,16 @@ def _gzipped(files):
     return {f"{name}.gz": gzip.compress(content) for name, content in files.items()}
 
 
-class _Server:
-    """Files at an address of this machine; can break off, refuse, dawdle, and knows ranges where told."""
-
-    def __init__(self):
-        self.files, self.asked, self.cut, self.ranges, self.delay = {}, [], None, True, 0
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                name, span = self.path.lstrip("/"), self.headers.get("Range")
-                outer.asked.append((name, span))
-                time.sleep(outer.delay)
-                if name not in outer.files:
-                    return self.send_error(404)
-                content = outer.files[name]
-                start = int(span[6:-1]) if span and outer.ranges else 0
-                if start >= len(content):
-                    return self.send_error(416)
-                self.send_response(206 if start else 200)
-                if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-                self.send_header("Content-Length", str(len(content) - start))
-                self.end_headers()
-                self.wfile.write(content[start : outer.cut])
-
-            def log_message(self, *words):
-                pass
-
-        self.httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.httpd.server_address[1]}"
-        threading.Thread(target=self.httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-
 @pytest.fixture(name="server")
 def _server(sets, monkeypatch):
-    server = _Server()
+    server = Server()
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(data, "_FASHION_URL", server.url)
     monkeypatch.setattr(data, "_CIFAR_URL", server.url)
     server.files = {**_gzipped(_fashion_files()), "cifar-10-python.tar.gz": _archive(_cifar_files())}
     yield server
-    server.httpd.shutdown()
-    server.httpd.server_close()
+    server.close()
 
 
 def _is_fashion(loaded, split):
@@ -327,20 +292,10 @@ def test_absent_set_says_what_to_do(sets, server, name, words):
         assert word in message
 
 
-def test_server_that_does_not_answer_is_left(sets, monkeypatch):
-    monkeypatch.setattr(data, "_TIMEOUT", 0.3)
+def test_server_that_does_not_listen(sets, monkeypatch):
     with pytest.raises(FileNotFoundError, match="cannot be had"):  # nothing listens on port 1
         monkeypatch.setattr(data, "_CIFAR_URL", "http://127.0.0.1:1")
         data.load_images("cifar10", "test", "full")
-
-    def hang(*words, **options):
-        time.sleep(2)
-
-    monkeypatch.setattr(data.urllib.request, "urlopen", hang)
-    start = time.monotonic()
-    with pytest.raises(FileNotFoundError, match="no answer within"):
-        data.load_images("cifar10", "test", "full")
-    assert time.monotonic() - start < 1.5
 
 
 # The copy as JPEG files
