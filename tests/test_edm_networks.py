@@ -470,6 +470,8 @@ def test_logvar_takes_numbers_and_levels():
     _close(network.logvar(2.0), network.logvar(sigma)[1:], 1e-6)
     with pytest.raises(ValueError, match="sigma = nan"):
         network.logvar(torch.tensor([1.0, math.nan]))
+    with pytest.raises(ValueError, match="pass a number or one dimension"):
+        network.logvar(torch.ones(2, 1))
 
 
 # Bad input

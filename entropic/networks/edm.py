@@ -400,16 +400,15 @@ def _groups(channels):
     return groups
 
 
-def noise_levels(sigma, rows):
-    """Noise levels as float32, () or (1,) or (rows,), where they lie; ValueError unless finite and above 0."""
+def noise_levels(sigma, rows=None):
+    """Levels as float32, () or (1,) or (rows,), any number where None; ValueError unless finite and above 0."""
     try:
         levels = torch.as_tensor(sigma, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"sigma = {sigma!r} is not numeric; pass a number or a tensor") from error
-    if tuple(levels.shape) not in ((), (1,), (rows,)):
-        raise ValueError(
-            f"sigma has shape {tuple(levels.shape)}; pass a number or one for each of {rows} rows"
-        )
+    if levels.ndim > 1 or (rows is not None and levels.numel() not in (1, rows)):
+        count = "one dimension" if rows is None else f"one for each of {rows} rows"
+        raise ValueError(f"sigma has shape {tuple(levels.shape)}; pass a number or {count}")
     if _has_values(levels):
         bad = ~((levels > 0) & levels.isfinite())
         if bad.any():

@@ -65,8 +65,7 @@ class Precond(Denoiser):
         exp(u) estimates (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 E|D - x_0|^2 / (C H W).
         ValueError: levels not finite or not above 0. Source: Karras et al. 2024, eqs 14 to 16.
         """
-        sigma = torch.as_tensor(sigma, dtype=torch.float32)
-        sigma = noise_levels(sigma, sigma.numel()).to(self.logvar_linear.weight.device).reshape(-1)
+        sigma = noise_levels(sigma).to(self.logvar_linear.weight.device).reshape(-1)
         *_, noise = self.coefficients(sigma)
         return self.logvar_linear(self.logvar_fourier(noise)).flatten()
 
@@ -180,7 +179,10 @@ class UNet(nn.Module):
 
 
 class MPConv(nn.Module):
-    """A convolution, or a matrix where kernel is (), whose weights have unit length per output channel (Karras et al. 2024, eq. 66)."""
+    """A convolution (a matrix where kernel is ()) whose weights have unit length per output channel; no bias.
+
+    Source: Karras et al. 2024, eq. 66.
+    """
 
     def __init__(self, wide_in, wide_out, kernel=()):
         super().__init__()
