@@ -161,6 +161,7 @@ def test_pickled_or_torn_or_unfit_weights_are_refused(copy):
 
 def test_offline_says_what_to_get_and_where_to_put_it(tiny, monkeypatch, capsys):
     def absent(*words, **options):
+        assert options["use_safetensors"] is True  # else a pickle would do
         raise OSError("no such host")
 
     monkeypatch.delenv("ENTROPIC_VAE", raising=False)
