@@ -3,6 +3,7 @@
 Importing this module is cheap; torch-fidelity (the extra "metrics") is imported at the first use of a network.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -20,16 +21,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from entropic._check import as_float64, check_finite, integer
-from entropic.networks import classifier
+from entropic.download import _sha256, cache, fetch
+from entropic.networks import classifier, dinov2
 from entropic.networks.weights import load_weights
 
 
 class Statistics(NamedTuple):
-    """Mean (F,) and covariance (F, F; divided by count - 1) of features, float64, and how many rows gave them."""
+    """Mean (F,) and covariance (F, F; divided by count - 1) of features, float64, and how many rows gave them.
+
+    count is None where a published file does not tell.
+    """
 
     mean: torch.Tensor
     covariance: torch.Tensor
-    count: int
+    count: int | None
 
 
 class Spread(NamedTuple):
@@ -87,7 +92,7 @@ def statistics(
     else:
         data, dimension = _images(data, extractor), _extractor(extractor).dimension
     _enough("data", len(data), dimension, allow_singular)
-    folder = Path(os.environ.get("ENTROPIC_CACHE") or Path.home() / ".cache" / "entropic")
+    folder = cache()
     path = folder / f"{cache_key(data, extractor, weights=weights)}.npz"
     try:
         with np.load(path, allow_pickle=False) as kept:
@@ -154,7 +159,7 @@ def floor(features_real, n, seed, repeats, reference=None, *, allow_singular=Fal
     if needed > len(features):
         raise ValueError(f"n = {n} needs {needed} rows of features_real, which has {len(features)}; lower n")
     _enough("n", n, features.shape[1], allow_singular)
-    if reference is not None:
+    if reference is not None and reference.count is not None:
         _enough("reference", reference.count, features.shape[1], allow_singular)
     generator, found = torch.Generator().manual_seed(seed), []
     for _ in range(repeats):
@@ -172,20 +177,119 @@ def extract(images, extractor, *, weights=None, batch=64, device="cpu", progress
     altered weights; FileNotFoundError, ModuleNotFoundError: weights or packages missing, and how to get them.
     """
     images, batch = _images(images, extractor), integer("batch", batch, 1)
-    spec = _extractor(extractor)
-    path = spec.locate(weights)
-    fidelity()
-    from torch_fidelity.utils import create_feature_extractor
+    network = _FeatureNetwork(extractor, weights, device)
     from tqdm import tqdm
 
-    network = create_feature_extractor(
-        extractor, [spec.layer], cuda=False, verbose=False, feature_extractor_weights_path=str(path)
-    ).to(device)
-    found = []
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for part in tqdm(images.split(batch), desc=spec.label, disable=not progress):
-            found.append(network(part.to(device).expand(-1, spec.channels, -1, -1))[0].double().cpu())
-    return torch.cat(found).clone()
+    parts = tqdm(images.split(batch), desc=_extractor(extractor).label, disable=not progress)
+    with _without_tf32():
+        return torch.cat([network(part).double().cpu() for part in parts])
+
+
+def feature_network(extractor, *, weights=None, device="cpu"):
+    """A function of images uint8 (n, 1 or 3, H, W) that returns their features (n, F), float32 on `device`.
+
+    The network is loaded once; its `repr` tells extractor, preprocessing and the weights' sha256, and is the same in
+    every run. Pass several to `entropic.generate.generate` for as many metrics of the same images. On CUDA, making it
+    turns TF32 off in the whole process and leaves it off: a switch at each call would reach images that another
+    thread is sampling. Arguments and errors as in `extract`.
+    """
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+    return _FeatureNetwork(extractor, weights, device)
+
+
+@contextlib.contextmanager
+def _without_tf32():
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(kept)
+
+
+class _FeatureNetwork:
+    def __init__(self, extractor, weights, device):
+        spec = _extractor(extractor)
+        path = spec.locate(weights)
+        self.extractor, self.device, self.sha256 = extractor, torch.device(device), _sha256(path)
+        fidelity()
+        from torch_fidelity.utils import create_feature_extractor
+
+        self.network = create_feature_extractor(
+            extractor, [spec.layer], cuda=False, verbose=False, feature_extractor_weights_path=str(path)
+        ).to(device)
+
+    def __repr__(self):
+        spec = _extractor(self.extractor)
+        words = f"{self.extractor!r}, preprocessing={spec.preprocessing!r}, sha256={self.sha256!r}"
+        return f"feature_network({words})"
+
+    @torch.no_grad()
+    def __call__(self, images):
+        images = _images(images, self.extractor).to(self.device)
+        images = images.expand(-1, _extractor(self.extractor).channels, -1, -1)
+        return self.network(images)[0].float()
+
+
+def load_reference(path):
+    """Published statistics of real images: extractor -> Statistics, to compare with those of that extractor.
+
+    `path`: EDM2's pickle (num_images, fid, fd_dinov2; read without running its code), or EDM's .npz (mu and sigma of
+    Inception features), which does not tell how many images there were: count is None.
+    ValueError: another file (SnapshotError where it is a pickle of something else), or moments that are not float64,
+    finite, of the extractor's dimension, or no covariance: symmetric, and positive semidefinite up to rounding.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                content = {"fid": dict(kept)}
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"path = {path} is no .npz of arrays ({error}); fetch it again") from error
+    else:
+        from entropic.networks.snapshot import read_pickle
+
+        content = read_pickle(path)
+    known = {"fid": "inception-v3-compat", "fd_dinov2": "dinov2-vit-l-14-bicubic"}
+    if not isinstance(content, dict) or not known.keys() & content.keys():
+        raise ValueError(
+            f"path = {path} holds neither of {', '.join(known)}; name a file of reference statistics"
+        )
+    count = content.get("num_images")
+    if count is not None:
+        count = integer("num_images", np.asarray(count).item(), 2)
+    return {
+        extractor: Statistics(*_reference_moments(f"{path}: {key}", content[key], extractor), count)
+        for key, extractor in known.items()
+        if key in content
+    }
+
+
+_ROUNDING = 1e-8  # relative: what float64 sums over 4e7 images lose at worst
+
+
+def _reference_moments(name, found, extractor):
+    dimension = _extractor(extractor).dimension
+    shapes, tensors = {"mu": (dimension,), "sigma": (dimension, dimension)}, []
+    for key, shape in shapes.items():
+        array = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(array, np.ndarray) or array.dtype != np.float64 or array.shape != shape:
+            what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise ValueError(f"{name}.{key} is {what}; {extractor} has float64 {shape}")
+        tensors.append(check_finite(f"{name}.{key}", torch.from_numpy(array.astype(np.float64))))
+    sigma = tensors[1]
+    skew = float((sigma - sigma.T).abs().max())
+    if skew > _ROUNDING * float(sigma.abs().max()):
+        raise ValueError(f"{name}.sigma differs from its transpose by {skew:.3g}; a covariance is symmetric")
+    values = torch.linalg.eigvalsh(sigma)
+    if values[0] < -_ROUNDING * values[-1].abs():
+        raise ValueError(
+            f"{name}.sigma has the eigenvalue {values[0]:.3g}, the largest is {values[-1]:.3g}; none may be negative"
+        )
+    return tensors
 
 
 @functools.cache
@@ -243,6 +347,8 @@ _LAYER, _LIBRARIES = "features", []
 _EFFNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _EFFNET_SIDE = 64
+_DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
+_DINOV2_NOTE = "DINOv2 ViT-L/14 (Oquab et al. 2024), Apache License 2.0."
 
 
 class _EffNet(nn.Module):
@@ -311,6 +417,21 @@ def _locate_inception(path=None):
     return _checked(path, _INCEPTION_SHA256)
 
 
+def _locate_dinov2(path=None):
+    path = path or os.environ.get("ENTROPIC_DINOV2")
+    if path:  # any file is allowed: its sha256 tells it apart
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"there is no file {path}; name the weights' own file, or get {_DINOV2_URL}"
+            )
+        return Path(path)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / _DINOV2_URL.rpartition("/")[2]
+    try:
+        return fetch(_DINOV2_URL, path, size=1161, note=_DINOV2_NOTE)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, or name its place in ENTROPIC_DINOV2") from error
+
+
 def _checked(path, expected):
     path = Path(path)
     if not path.is_file():
@@ -320,10 +441,6 @@ def _checked(path, expected):
             f"{path}: sha256 is {found}, expected {expected}; the weights are altered, fetch them again"
         )
     return path
-
-
-def _sha256(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _missing(error, remedy):
@@ -343,6 +460,16 @@ class Extractor(NamedTuple):
 
 
 EXTRACTORS = {
+    # torch-fidelity's own "dinov2-vit-l-14" resizes bilinearly: other features, other distances.
+    "dinov2-vit-l-14-bicubic": Extractor(
+        "FD-DINOv2",
+        1024,
+        3,
+        f"grey to RGB, bicubic with antialias to {dinov2.SIDE} px, x/255, ImageNet's mean and spread",
+        _LAYER,
+        _locate_dinov2,
+        dinov2.load_dinov2,
+    ),
     "efficientnet-lite0": Extractor(
         "FD-EffNetLite0",
         1280,

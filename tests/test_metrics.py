@@ -1,8 +1,11 @@
 """Distances against closed forms and torch-fidelity; features, statistics and their cache; bad input."""
 
+import os
+import pickle
 import subprocess
 import sys
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +17,12 @@ from entropic.metrics import (
     EXTRACTORS,
     cache_key,
     extract,
+    feature_network,
     fidelity,
     floor,
     frechet_distance,
     kid,
+    load_reference,
     moments,
     statistics,
 )
@@ -83,6 +88,62 @@ def test_is_symmetric_and_zero_on_itself_also_when_singular():
         frechet_distance(mean_b, b, mean_a, a), abs=1e-6
     )
     assert frechet_distance(mean_b, b, mean_b, b) == pytest.approx(0, abs=1e-12 * float(b.trace()) * 100)
+
+
+def _overlap_of_rows(x, y):
+    """tr (A B)^(1/2) from samples: the nuclear norm of X Y^T, which no zero eigenvalue disturbs."""
+    x, y = ((rows - rows.mean(0)) / (len(rows) - 1) ** 0.5 for rows in (x, y))
+    return torch.linalg.svdvals(x @ y.T).sum()
+
+
+@pytest.mark.parametrize(("n", "m"), [(30, 300), (300, 30), (30, 20), (300, 200)])
+def test_singular_covariances_against_the_samples_own_root(n, m):
+    x, y = _normal(n, 64, 0), 2 * _normal(m, 64, 1) + 0.5
+    (mean_a, a), (mean_b, b) = moments(x), moments(y)
+    expected = (mean_a - mean_b).square().sum() + a.trace() + b.trace() - 2 * _overlap_of_rows(x, y)
+    assert frechet_distance(mean_a, a, mean_b, b) == pytest.approx(float(expected), abs=_null(a, b))
+
+
+def _null(a, b):
+    """Error where covariances are singular: each of D zero eigenvalues comes out as at most some 1e-16 of the largest
+    product, and twice its root is counted."""
+    return (
+        2 * len(a) * (2e-16 * float(torch.linalg.matrix_norm(a, 2) * torch.linalg.matrix_norm(b, 2))) ** 0.5
+    )
+
+
+def test_a_root_of_forty_digits_agrees():
+    from mpmath import mp
+
+    x, y = _normal(4, 6, 2), _normal(9, 6, 3) * torch.arange(1.0, 7.0)
+    (mean_a, a), (mean_b, b) = moments(x), moments(y)
+    with mp.workdps(40):
+        # Rank 3: the moments' own rounding moves zero eigenvalues, so the root is taken of exact ones of the samples.
+        rows, columns = ([[mp.mpf(float(v)) for v in row] for row in part] for part in (x, y))
+        rows, columns = (mp.matrix(part) for part in (rows, columns))
+        for part in (rows, columns):
+            for j in range(part.cols):
+                mean = mp.fsum(part[:, j]) / part.rows
+                for i in range(part.rows):
+                    part[i, j] = (part[i, j] - mean) / mp.sqrt(part.rows - 1)
+        overlap = mp.fsum(mp.svd_r(rows * columns.T, compute_uv=False))
+    expected = (mean_a - mean_b).square().sum() + a.trace() + b.trace() - 2 * float(overlap)
+    assert frechet_distance(mean_a, a, mean_b, b) == pytest.approx(float(expected), abs=_null(a, b))
+
+
+@pytest.mark.skipif("ENTROPIC_ORACLE" not in os.environ, reason="no reference arrays")
+def test_is_the_official_distance():
+    z = np.load(Path(os.environ["ENTROPIC_ORACLE"]) / "frechet.npz")
+    mean, covariance = moments(z["A"])
+    # Sums of 200 terms in another order; A's entries reach some units.
+    np.testing.assert_allclose(mean, z["mu_a"], atol=1e-13)
+    np.testing.assert_allclose(covariance, z["sigma_a"], atol=1e-13)
+    found = frechet_distance(z["mu_a"], z["sigma_a"], z["mu_b"], z["sigma_b"])
+    assert found == pytest.approx(float(z["value"]), rel=1e-8)
+    # Rank 29 of 64: roots of 35 eigenvalues that should be 0 stay in both, here 1.1e-8 of the exact distance
+    # (from the samples, as above) and 1.5e-8 in the official root, scipy's.
+    few, rest = moments(z["A"][:30]), (torch.from_numpy(z["mu_b"]), torch.from_numpy(z["sigma_b"]))
+    assert frechet_distance(*few, *rest) == pytest.approx(float(z["value_first30"]), rel=2e-8)
 
 
 def test_moments_are_numpys():
@@ -230,6 +291,200 @@ def test_absent_inception_says_what_to_fetch_and_where_it_goes(tmp_path, monkeyp
     with pytest.raises(FileNotFoundError, match=r"6726825d\.pth .*https://.*ENTROPIC_INCEPTION") as caught:
         extract(_images(2), "inception-v3-compat")
     assert str(tmp_path / "checkpoints") in str(caught.value)
+
+
+@pytest.fixture(name="dinov2", scope="module")
+def _dinov2(tmp_path_factory):
+    """A file of random weights, 1 block of the full width, and the network they make."""
+    from entropic.networks.dinov2 import DINOv2
+
+    network, g = DINOv2(depth=1, grid=4).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g) / parameter.shape[-1] ** 0.5)
+    path = tmp_path_factory.mktemp("dinov2") / "dinov2.pth"
+    torch.save(network.state_dict(), path)
+    return path, network
+
+
+def test_dinov2_is_our_network_also_in_torch_fidelity(dinov2, monkeypatch):
+    path, network = dinov2
+    monkeypatch.setenv("ENTROPIC_DINOV2", str(path))
+    images = torch.randint(0, 256, (3, 3, 40, 40), generator=torch.Generator().manual_seed(0)).byte()
+    with torch.no_grad():
+        expected = network(images)
+    found = feature_network("dinov2-vit-l-14-bicubic")(images)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    assert torch.equal(extract(images, "dinov2-vit-l-14-bicubic"), expected.double())
+    fidelity()
+    from torch_fidelity.utils import create_feature_extractor
+
+    registered = create_feature_extractor("dinov2-vit-l-14-bicubic", ["features"], cuda=False, verbose=False)
+    with torch.no_grad():
+        assert torch.equal(registered(images)[0], expected.double())
+
+
+def test_dinov2_is_fetched_once_or_says_what_to_fetch(dinov2, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(url, path, **_):
+        asked.append((url, path))
+        raise FileNotFoundError(f"{path} is absent and {url} cannot be had; put it at {path}")
+
+    monkeypatch.delenv("ENTROPIC_DINOV2", raising=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(metrics, "fetch", fetch)
+    name = "dinov2-vit-l-14-bicubic"
+    with pytest.raises(FileNotFoundError, match=r"https://.*pretrain\.pth.*ENTROPIC_DINOV2"):
+        extract(_images(1), name)
+    kept = tmp_path / "checkpoints" / "dinov2_vitl14_pretrain.pth"
+    assert asked == [(metrics._DINOV2_URL, kept)]
+    monkeypatch.setattr(metrics, "fetch", lambda url, path, **_: dinov2[0])
+    assert metrics._locate_dinov2() == dinov2[0]
+    with pytest.raises(FileNotFoundError, match=r"no file .*absent\.pth"):
+        feature_network(name, weights=tmp_path / "absent.pth")
+
+
+def test_any_file_of_dinov2_is_told_apart_by_its_sha256(dinov2, tmp_path):
+    name, images = "dinov2-vit-l-14-bicubic", _images(2)
+    other = {key: value.clone() for key, value in dinov2[1].state_dict().items()}
+    other["norm.bias"][0] += 1
+    torch.save(other, tmp_path / "other.pth")
+    (tmp_path / "same.pth").write_bytes(dinov2[0].read_bytes())
+    files = (dinov2[0], tmp_path / "same.pth", tmp_path / "other.pth")
+    keys = [cache_key(images, name, weights=file) for file in files]
+    names = [repr(feature_network(name, weights=file)) for file in files]
+    for kept in (keys, names):
+        assert kept[0] == kept[1] != kept[2]
+    assert name in names[0]
+    assert EXTRACTORS[name].preprocessing in names[0]
+    assert metrics._sha256(dinov2[0]) in names[0]
+
+
+def test_features_are_taken_while_images_are_made(dinov2, tmp_path):
+    from entropic.generate import generate
+    from entropic.networks import SmallUNet
+
+    torch.manual_seed(0)
+    network = SmallUNet(28, 1, 10, channels=(8,), attention=()).eval()
+    features = {
+        "FD": feature_network("fashion-classifier"),
+        "FD-DINOv2": feature_network("dinov2-vit-l-14-bicubic", weights=dinov2[0]),
+    }
+    made = generate(network, [5.0, 1.0, 0.0], range(3), features=features, batch=3, out=tmp_path / "out")
+    for label, function in features.items():
+        # The same batch in another thread: the same sums.
+        assert torch.equal(made.features[label], function(made.images))
+        assert repr(function)[:-1] in (tmp_path / "out" / "manifest.json").read_text().replace('\\"', '"')
+
+
+def test_features_are_full_float32_also_where_matrix_products_are_not(monkeypatch):
+    def precision():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    class Recorder:
+        def __init__(self, *_):
+            pass
+
+        def __call__(self, images):
+            seen.append(precision())
+            return torch.zeros(len(images), 96)
+
+    seen, before = [], precision()
+    monkeypatch.setattr(metrics, "_FeatureNetwork", Recorder)
+    try:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        extract(_images(2), "fashion-classifier")
+        feature_network("fashion-classifier")
+        assert (seen, precision()) == ([("highest", False)], ("high", True))
+        feature_network("fashion-classifier", device="cuda:0")  # for good: generate calls it in a thread
+        assert precision() == ("highest", False)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def _reference(count, dimension, seed=0):
+    x = _normal(count, dimension, seed)
+    return {"mu": x.mean(0).numpy(), "sigma": np.cov(x.T.numpy())}
+
+
+@pytest.fixture(name="small_extractors")
+def _small_extractors(monkeypatch):
+    for name, dimension in (("inception-v3-compat", 4), ("dinov2-vit-l-14-bicubic", 3)):
+        monkeypatch.setitem(EXTRACTORS, name, EXTRACTORS[name]._replace(dimension=dimension))
+
+
+@pytest.mark.usefixtures("small_extractors")
+def test_published_references_are_read(tmp_path):
+    content = {"num_images": 50, "fid": _reference(50, 4), "fd_dinov2": _reference(50, 3)}
+    (tmp_path / "img.pkl").write_bytes(pickle.dumps(content))
+    found = load_reference(tmp_path / "img.pkl")
+    assert found.keys() == {"inception-v3-compat", "dinov2-vit-l-14-bicubic"}
+    for name, key in (("inception-v3-compat", "fid"), ("dinov2-vit-l-14-bicubic", "fd_dinov2")):
+        np.testing.assert_array_equal(found[name].mean, content[key]["mu"])
+        np.testing.assert_array_equal(found[name].covariance, content[key]["sigma"])
+        assert found[name].count == 50
+    np.savez(tmp_path / "cifar.npz", **content["fid"])
+    (kept,) = load_reference(str(tmp_path / "cifar.npz")).items()
+    assert kept[0] == "inception-v3-compat"
+    assert kept[1].count is None
+    np.testing.assert_array_equal(kept[1].covariance, content["fid"]["sigma"])
+    # Such a reference serves as any other, though its size is not known.
+    assert floor(_normal(40, 4, 1), 10, 0, 2, reference=kept[1]).mean > 0
+
+
+def _with(**changes):
+    return {"fid": _reference(50, 4) | changes}
+
+
+def _edited(index, value):
+    sigma = _reference(50, 4)["sigma"]
+    sigma[index] += value
+    return _with(sigma=sigma)
+
+
+@pytest.mark.usefixtures("small_extractors")
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"num_images": 5}, "holds neither of fid, fd_dinov2"),
+        ([1, 2], "holds neither of fid, fd_dinov2"),
+        ({"fid": [1, 2]}, "fid.mu is NoneType"),
+        (_with(num_images=1) | {"num_images": 1}, "num_images = 1"),
+        (_with(mu=np.zeros(5)), r"fid.mu is float64 \(5,\); inception-v3-compat has float64 \(4,\)"),
+        (_with(mu=np.zeros(4, np.float32)), "fid.mu is float32"),
+        (_with(mu=np.array([0, 0, np.nan, 0])), r"fid.mu\[2\] = nan"),
+        (_with(sigma=np.zeros((4, 3))), "fid.sigma is float64"),
+        (_edited((1, 2), np.inf), r"fid.sigma\[1, 2\] = inf"),
+        (_edited((1, 2), 1e-6), "differs from its transpose by 1e-06"),
+        (_with(sigma=np.diag([1.0, 2.0, 3.0, -1e-5])), "eigenvalue -1e-05"),
+    ],
+)
+def test_published_references_that_are_none_are_refused(tmp_path, content, words):
+    (tmp_path / "img.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=words):
+        load_reference(tmp_path / "img.pkl")
+
+
+@pytest.mark.usefixtures("small_extractors")
+def test_rounding_in_a_reference_passes_and_code_does_not(tmp_path):
+    sigma = np.diag([1.0, 2.0, 3.0, -1e-12])
+    sigma[0, 1] = 1e-12
+    (tmp_path / "img.pkl").write_bytes(pickle.dumps(_with(sigma=sigma)))
+    assert load_reference(tmp_path / "img.pkl")["inception-v3-compat"].count is None
+    (tmp_path / "img.pkl").write_bytes(pickle.dumps(os.getcwd))
+    with pytest.raises(ValueError, match="getcwd"):
+        load_reference(tmp_path / "img.pkl")
+    np.savez(tmp_path / "cifar.npz", mu=np.array([os.getcwd] * 4), sigma=sigma)
+    (tmp_path / "page.npz").write_bytes(b"<html>404</html>")
+    for name in ("cifar.npz", "page.npz"):
+        with pytest.raises(ValueError, match=f"{name} is no .npz of arrays"):
+            load_reference(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"absent\.npz"):
+        load_reference(tmp_path / "absent.npz")
 
 
 def test_altered_weights_are_refused(tmp_path):
