@@ -11,7 +11,9 @@ from types import ModuleType
 import torch
 from torch import nn
 
-SOURCE = "import os\nos.system('touch {canary}')\nopen({canary!r}, 'w').close()\n"  # stands where NVIDIA's code does
+SOURCE = (
+    "import os\nos.system('touch canary')\nopen('canary', 'w').close()\n"  # stands where NVIDIA's code does
+)
 
 
 class Persistent:
