@@ -8,6 +8,7 @@ JOBS ?= 2
 ARGS ?=
 NB ?=
 TRAINED ?= book/_build/trained
+GPUS ?= 1
 PORT ?= 8000
 BASE_PYTHON ?= python3
 
@@ -31,10 +32,10 @@ PROSE := $(wildcard book/*.md book/*.yml book/*.bib book/_ext/*.py book/_static/
 RUN := $(PY) notebooks/run.py
 
 .PHONY: help book test run record verify expected status serve bench lint clean executed \
-  train-fashion-mnist train-classifier train-cifar10 cifar10 FORCE
+  train-fashion-mnist train-classifier train-cifar10 cifar10 cifar10-edm ffhq imagenet64 imagenet512 bench-gpu FORCE
 
 help:  ## list the targets
-	@echo "Targets (variables: NB, PROFILE=smoke|default|recorded|paper, ARGS, PYTHON, JOBS, PORT):"
+	@echo "Targets (variables: NB, PROFILE=smoke|default|recorded|paper, ARGS, PYTHON, JOBS, GPUS, PORT):"
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
 	  while IFS='|' read -r name text; do printf '%-26s %s\n' "$$name" "$$text"; done
 
@@ -66,6 +67,27 @@ train-cifar10: $(ENVIRONMENT)  ## train the CIFAR-10 network (sized for half an 
 cifar10: $(ENVIRONMENT)  ## the schedules' table for the CIFAR-10 network, with FID (needs a GPU and train-cifar10; not run here)
 	@$(RUN) record image_schedules --as cifar10 -p dataset cifar10 -p weights $(abspath $(TRAINED))/cifar10/weights.safetensors \
 	  -p images 10000 -p chunk 256 -p extractors '[efficientnet-lite0, inception-v3-compat]' -p store cifar10
+
+# Published networks: torchrun fills the store, on as many GPUs as GPUS says; the page is then made from it and recorded.
+define published
+$(PY) -m torch.distributed.run --standalone --nproc-per-node=$(GPUS) -m entropic.pretrained notebooks/$(subst -,_,$@).ipynb $(ARGS)
+@$(RUN) record $(subst -,_,$@) $(ARGS)
+endef
+
+cifar10-edm: $(ENVIRONMENT)  ## table 3 with EDM's network: weights, a GPU, hours (see the page on cost; not run here)
+	$(published)
+
+ffhq: $(ENVIRONMENT)  ## table 1 with EDM's network, likewise (not run here)
+	$(published)
+
+imagenet64: $(ENVIRONMENT)  ## table 4 with EDM2's networks, likewise (not run here)
+	$(published)
+
+imagenet512: $(ENVIRONMENT)  ## tables 2, 5 and 6 with EDM2's networks, likewise (not run here)
+	$(published)
+
+bench-gpu: $(ENVIRONMENT)  ## images a second, memory and share of a GPU's peak, kept for the page on cost (not run here)
+	$(PY) -m tests.bench_gpu $(ARGS)
 
 verify: $(ENVIRONMENT)  ## recompute the default profile elsewhere and compare all figures' data with book/expected
 	@rm -rf book/_build/verify
@@ -122,7 +144,7 @@ $(EXECUTED): book/notebooks/%.ipynb: notebooks/%.ipynb $(CORE) $(wildcard notebo
 	@$(RUN) run $* --profile $(PROFILE)
 
 # What a page shows as recorded.
-$(patsubst %,book/%,$(shell grep -l read_recorded notebooks/*.ipynb)): $(wildcard book/results/*/*)
+$(patsubst %,book/%,$(shell grep -lE "read_recorded|pretrained.results" notebooks/*.ipynb)): $(wildcard book/results/*/*)
 
 # The claims are read from the results of the others.
 book/notebooks/claims.ipynb: $(filter-out book/notebooks/claims.ipynb,$(EXECUTED))

@@ -138,11 +138,11 @@ def to_pixels(images, dtype=torch.float32):
 
 
 def to_uint8(x):
-    """Pixels in [-1, 1] as uint8: (x + 1) 127.5 rounded and clamped, the inverse of `to_pixels`.
+    """Pixels in [-1, 1] as uint8: 127.5 x + 128 clamped and truncated, as EDM does; the inverse of `to_pixels`.
 
-    EDM truncates x 127.5 + 128, which is the same up to ties. ValueError: NaN or infinity.
+    ValueError: NaN or infinity.
     """
-    return ((_check.check_finite("x", x) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return (_check.check_finite("x", x) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def _folders(name, *others):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import time
 import zipfile
@@ -296,6 +297,18 @@ def curve_from_training_log(path, first_step=0):
 
 
 # Smoothing
+
+
+def curve_from_logvar(network, sigmas):
+    """The `ErrorCurve` that an EDM2 network carries: its learned uncertainty, without data or a call of the network.
+
+    EDM2 divides its loss, the mean over pixels, by exp(u(sigma)) and adds u(sigma); the best u is the logarithm of
+    the loss. sigmas (n,) ascending. AttributeError: a network without `logvar`. Karras et al. 2024, eq. 15.
+    """
+    sigma, dim = as_float64("sigmas", sigmas), math.prod(network.shape)
+    with torch.no_grad():
+        loss = dim * network.logvar(sigma).double().cpu().exp()
+    return ErrorCurve(sigma, eps2_from_edm_loss(loss, sigma, network.sigma_data), dim=dim)
 
 
 class Smoothed(NamedTuple):

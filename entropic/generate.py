@@ -1,7 +1,6 @@
 """Images from seeds: any network, any schedule, any sampler; resumable, and shared among processes."""
 
 import functools
-import hashlib
 import inspect
 import json
 import os
@@ -14,9 +13,10 @@ import torch
 
 from entropic import _check
 from entropic.data import to_uint8
+from entropic.networks.weights import fingerprint
 from entropic.samplers import sample_ddim
 
-__all__ = ["Generated", "generate", "load_generated", "local_device"]
+__all__ = ["Generated", "generate", "load_generated", "load_manifest", "local_device", "missing_shards"]
 
 _OUTPUTS = {"uint8": np.uint8, "float32": np.float32, "none": None}
 _SILENT = (
@@ -57,10 +57,11 @@ def generate(
 ):
     """One image for each seed: `sampler` down `sigmas` with `network(x, sigma, label)` as its denoiser.
 
-    `network` is a module in evaluation mode with `shape` (C, H, W), `num_classes` and `config`; it is moved to
-    `device` where one is given, and the state follows it, in float64. Every seed has a generator of its own, on the
-    CPU: the first draw is the noise of sigmas[0] (float64), the second the class, uniform over `num_classes` (drawn
-    though `labels` (N,) replaces it; 0 where num_classes = 0), then what the sampler draws.
+    `network` is a module in evaluation mode with `shape` (C, H, W), `num_classes` (where that is 0 it gets no label)
+    and `config`; it is moved to `device` where one is given, and the state follows it, in float64. Every seed has
+    a generator of its own, on the CPU: the first draw is the noise of sigmas[0] (float64), the second the class,
+    uniform over `num_classes` (drawn though `labels` (N,) replaces it; 0 where num_classes = 0), then what the
+    sampler draws.
     The network always gets `chunk` rows, the last ones padded, so that the arithmetic of an image is the same
     however many are made, and a compiled network sees one shape: bit for bit for any `batch` (images in memory
     together, in whole chunks), and for any order, subset or neighbours too where the network treats all rows of a
@@ -124,7 +125,7 @@ def generate(
         return _join(pieces)
     out = Path(out)
     arguments = {
-        "network": {"sha256": _fingerprint(network), "config": network.config},
+        "network": {"sha256": fingerprint(network), "config": network.config},
         "sigmas": sigmas.tolist(),
         "sampler": _name("sampler", sampler),
         "output": output,
@@ -154,16 +155,28 @@ def load_generated(out):
 
     FileNotFoundError: no such folder, or shards that are still to be made. ValueError: files that do not fit.
     """
-    out = Path(out)
-    arguments = json.loads((out / "manifest.json").read_text("utf-8"))
-    count = -(-len(arguments["seeds"]) // arguments["shard"])
-    missing = [index for index in range(count) if not _whole(out, arguments, index)]
+    missing = missing_shards(out)
+    arguments, count = load_manifest(out), _count(load_manifest(out))
     if missing:
         raise FileNotFoundError(
             f"{out} lacks {len(missing)} of {count} shards, the first is number {missing[0]}; "
             "call generate(…, out=…) again with the same arguments"
         )
-    return _read(out, arguments, range(count))
+    return _read(Path(out), arguments, range(count))
+
+
+def load_manifest(out):
+    """The arguments of `generate` that filled a folder: seeds, sigmas, the network's hash and so on.
+
+    FileNotFoundError: no such folder, or nothing was begun there.
+    """
+    return json.loads((Path(out) / "manifest.json").read_text("utf-8"))
+
+
+def missing_shards(out):
+    """Numbers of the shards of a folder that `generate` has still to make. Errors: as `load_manifest`."""
+    arguments = load_manifest(out)
+    return [index for index in range(_count(arguments)) if not _whole(Path(out), arguments, index)]
 
 
 def local_device():
@@ -185,7 +198,7 @@ def _sample(network, sigmas, seeds, sampler, given, chunk, device):
     if given is not None:
         labels = given
     pad = -len(seeds) % chunk
-    padded = torch.cat([labels, labels[-1:].expand(pad)]).to(device)
+    padded = torch.cat([labels, labels[-1:].expand(pad)]).to(device) if network.num_classes else None
     answers = []
 
     def denoiser(x, sigma):
@@ -198,7 +211,7 @@ def _sample(network, sigmas, seeds, sampler, given, chunk, device):
             0, len(rows), chunk
         ):  # copied at once: a CUDA graph reuses the memory of its answer
             part = slice(start, start + chunk)
-            denoised[part] = network(rows[part], level, padded[part])
+            denoised[part] = network(rows[part], level, None if padded is None else padded[part])
         denoised = denoised[: len(x)]
         answers.append((sigma, torch.isfinite(denoised).flatten(1).all(1)))
         return denoised
@@ -289,15 +302,6 @@ def _labels(labels, count, num_classes):
     return labels
 
 
-def _fingerprint(network):
-    """sha256 of names, types, shapes and bytes of all weights and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _name(argument, value):
     """A function's full name and bound keywords, or an object's own `repr`; ValueError where it has neither."""
     keywords, function = {}, value
@@ -345,6 +349,11 @@ def _claim(out, arguments, rank):
 def _short(value):
     text = str(value)
     return text if len(text) <= 200 else f"{text[:150]} … ({len(text)} characters)"
+
+
+def _count(arguments):
+    """How many shards there are."""
+    return -(-len(arguments["seeds"]) // arguments["shard"])
 
 
 def _path(out, kind, index):

@@ -56,7 +56,7 @@ def sources(name: str) -> list[Path]:
     """The files that a notebook's results depend on; the same as in the Makefile."""
     package = [p for p in (ROOT / "entropic").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     found = [HERE / f"{name}.ipynb", *sorted((HERE / "params").glob("*.yml")), *sorted(package)]
-    if found[0].is_file() and "read_recorded" in found[0].read_text("utf-8"):
+    if found[0].is_file() and re.search("read_recorded|pretrained.results", found[0].read_text("utf-8")):
         found += sorted((ROOT / "book" / "results").glob("*/*"))
     return found
 

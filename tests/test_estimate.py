@@ -18,6 +18,7 @@ from entropic.entropy import ErrorCurve, eps2_from_edm_loss
 from entropic.estimate import (
     Basis,
     amplitudes,
+    curve_from_logvar,
     curve_from_training_log,
     estimate,
     fourier_basis,
@@ -502,6 +503,26 @@ def test_weighted_loss_in_a_bin_is_nearly_its_value_at_the_middle(tmp_path, c):
     naive = (eps2.mean(1) / exact - 1)[0].item()
     assert naive == pytest.approx((2 * width) ** 2 / 24, rel=0.1)
     assert (off / exact)[0] < 0.05 * naive
+    assert curve.dim == dim
+
+
+def test_learned_uncertainty_is_the_curve():
+    """A network that has learned the logarithm of its loss carries the exact curve of its data."""
+    c, data, shape = 0.7, 0.5, (2, 3, 4)
+    dim = math.prod(shape)
+    sigma = _levels(0.01, 50.0, 20)
+    eps2 = dim * c**2 * sigma.square() / (c**2 + sigma.square())
+
+    class Network:
+        sigma_data = data
+
+        def logvar(self, sigma):  # of the mean over pixels of the weighted squared error
+            each = c**2 * sigma.square() / (c**2 + sigma.square())
+            return (each * (sigma.square() + data**2) / (sigma * data).square()).log().float()
+
+    Network.shape = shape
+    curve = curve_from_logvar(Network(), sigma)
+    torch.testing.assert_close(curve.eps2, eps2, rtol=1e-5, atol=0)  # float32 logarithms
     assert curve.dim == dim
 
 

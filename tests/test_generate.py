@@ -57,7 +57,7 @@ class _Gaussian(torch.nn.Module):
 
     def forward(self, x, sigma, label):
         weight = self.s**2 / (self.s**2 + sigma**2)
-        mean = label[:, None, None, None].to(x.dtype)
+        mean = label[:, None, None, None].to(x.dtype) if self.num_classes else torch.zeros_like(x)
         denoised = mean + weight * (x - mean)
         if self.poison is not None:
             denoised[(x - self.poison).abs().flatten(1).amax(1) < 1e-12] = math.nan

@@ -43,13 +43,8 @@ def test_latents_and_pixels_are_the_references_bit_for_bit(oracle):
     assert torch.equal(to_uint8_vae(oracle["vae_in"]), oracle["vae_out"])
 
 
-def test_rgb_pixels_agree_with_the_reference_but_for_ties(oracle):
-    """`to_uint8` rounds a half to even, the reference up; two roundings of 2^-17, half an ulp of 255, blur the half."""
-    x, wanted = oracle["rgb_in"], oracle["rgb_out"]
-    differ = to_uint8(x) != wanted
-    exact = (x[differ].double() + 1) * 127.5
-    assert ((exact - exact.floor() - 0.5).abs() <= 2**-16).all()
-    assert (wanted[differ].int() - to_uint8(x[differ]).int() == 1).all()
+def test_rgb_pixels_are_the_reference_s(oracle):
+    assert torch.equal(to_uint8(oracle["rgb_in"]), oracle["rgb_out"])
 
 
 def test_latents_of_the_vae_s_own_mean_and_deviation():
@@ -94,7 +89,7 @@ def _tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = vae._autoencoder_class()(
+        network = vae.autoencoder_class()(
             block_out_channels=(8, 16),
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
@@ -115,7 +110,7 @@ def test_decode_is_the_autoencoder_between_the_two_conversions(tiny):
     images = loaded.decode(x)
     assert images.shape == (5, 3, 16, 16) and images.dtype == torch.uint8
     assert images.unique().numel() > 20  # neither black nor white all over
-    network = vae._autoencoder_class().from_pretrained(tiny, low_cpu_mem_usage=False)
+    network = vae.autoencoder_class().from_pretrained(tiny, low_cpu_mem_usage=False)
     with torch.no_grad():
         wanted = network.decode(latents_to_vae(x)).sample  # its factor 0.18215 is not applied
     assert torch.equal(images, (wanted.clamp(0, 1) * 255).to(torch.uint8))
@@ -165,7 +160,7 @@ def test_offline_says_what_to_get_and_where_to_put_it(tiny, monkeypatch, capsys)
         raise OSError("no such host")
 
     monkeypatch.delenv("ENTROPIC_VAE", raising=False)
-    monkeypatch.setattr(vae._autoencoder_class(), "from_pretrained", absent)
+    monkeypatch.setattr(vae.autoencoder_class(), "from_pretrained", absent)
     with pytest.raises(FileNotFoundError) as caught:
         load_vae()
     for word in ("no such host", WEIGHTS, "huggingface.co/stabilityai/sd-vae-ft-mse", "$ENTROPIC_VAE"):
@@ -182,7 +177,7 @@ def test_arguments_that_do_not_fit(tiny):
     bad[2, 1, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="nan"):
         load_vae(tiny).decode(bad)
-    network = vae._autoencoder_class()(block_out_channels=(8,), norm_num_groups=4, latent_channels=3)
+    network = vae.autoencoder_class()(block_out_channels=(8,), norm_num_groups=4, latent_channels=3)
     with pytest.raises(ValueError, match="3 latent channels"):
         StabilityVAE(network)
     broken = load_vae(tiny)

@@ -1,6 +1,5 @@
 """Stability AI's VAE, which turns the latents of EDM2's ImageNet-512 networks into images; through diffusers."""
 
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from entropic import _check
+from entropic.networks.weights import fingerprint
 
 __all__ = ["StabilityVAE", "latents_to_vae", "load_vae", "to_uint8_vae"]
 
@@ -63,7 +63,7 @@ class StabilityVAE:
             )
         self.dtype = dtype
         self.factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
-        self.sha256 = _fingerprint(autoencoder)
+        self.sha256 = fingerprint(autoencoder)
         self.name = f"StabilityVAE(sha256={self.sha256}, dtype={str(dtype).removeprefix('torch.')})"
         self._autoencoder = autoencoder.to(self.device, dtype).eval().requires_grad_(False)
 
@@ -71,14 +71,15 @@ class StabilityVAE:
         return self.name
 
     def decode(self, latents, batch=8):
-        """EDM2's latents (N, 4, H, W), on any device, as images uint8 (N, 3, 8 H, 8 W) on the CPU, `batch` at a time.
+        """EDM2's latents (N, 4, H, W), on any device, as images uint8 (N, 3, 8 H, 8 W) on its own, `batch` at a time.
 
         Another `batch` moves the last bits of the arithmetic, and so a pixel by 1 here and there. ValueError: latents
         of another shape or not finite; an output that is not (float16 overflows: use float32).
         """
         batch = _check.integer("batch", batch, 1)
         _, _, height, width = latents_to_vae(latents[:1]).shape
-        images = [torch.empty(0, 3, self.factor * height, self.factor * width, dtype=torch.uint8)]
+        shape = (0, 3, self.factor * height, self.factor * width)
+        images = [torch.empty(shape, dtype=torch.uint8, device=self.device)]
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             for start in range(0, len(latents), batch):
                 z = latents_to_vae(latents[start : start + batch].to(self.device))
@@ -88,7 +89,7 @@ class StabilityVAE:
                         f"the VAE's output for latents[{start}:{start + len(z)}] is not finite in {self.dtype}; "
                         "look at the latents' size, and use torch.float32"
                     )
-                images.append(to_uint8_vae(pixels).cpu())
+                images.append(to_uint8_vae(pixels))
         return torch.cat(images)
 
 
@@ -101,7 +102,7 @@ def load_vae(path=None, *, device=None, dtype=torch.float32):
     FileNotFoundError: no such files and no server, with where to get them and where to put them. ValueError:
     files that are torn or do not fit each other.
     """
-    autoencoder = _autoencoder_class()
+    autoencoder = autoencoder_class()
     path = path or os.environ.get("ENTROPIC_VAE") or _NAME
     files = f"{' and '.join(_FILES)} ({_ABOUT}) from https://huggingface.co/{_NAME}"
 
@@ -141,7 +142,7 @@ def load_vae(path=None, *, device=None, dtype=torch.float32):
     return StabilityVAE(network, device=device, dtype=dtype)
 
 
-def _autoencoder_class():
+def autoencoder_class():
     try:
         from diffusers.utils import import_utils
     except ModuleNotFoundError as error:
@@ -156,12 +157,3 @@ def _autoencoder_class():
     from diffusers import AutoencoderKL
 
     return AutoencoderKL
-
-
-def _fingerprint(network):
-    """sha256 of names, types, shapes and bytes of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import safetensors.torch
+import torch
 
 
 def save_weights(path, tensors, info):
@@ -45,6 +46,15 @@ def load_weights(path):
             f"{path} is truncated or altered: expected sha256 {info['sha256']}, found {found}; fetch or train it again"
         )
     return safetensors.torch.load(content), info
+
+
+def fingerprint(network):
+    """sha256 of names, types, shapes and bytes of all weights and buffers of a module, wherever they lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def write_atomically(path, content):
