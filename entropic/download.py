@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-__all__ = ["cache", "download", "fetch"]
+__all__ = ["cache", "download", "fetch", "file_sha256"]
 
 _TIMEOUT = 10.0  # seconds for a server to answer, and between two pieces of its answer
 
@@ -56,7 +56,7 @@ def fetch(url, path, *, sha256=None, size=None, note=""):
                 f"{length} bytes came, which is not {name}{about}; look at what the address shows"
             )
         if expected:
-            _compare(name, _sha256(part), expected, source, f"nothing was kept{_renewal(record, sha256)}")
+            _compare(name, file_sha256(part), expected, source, f"nothing was kept{_renewal(record, sha256)}")
 
     if path.is_file():
         if expected is None:
@@ -65,7 +65,7 @@ def fetch(url, path, *, sha256=None, size=None, note=""):
         tell("Downloading")
         remedy = f"get it from there by any other way, and put it at {path}"
         download(url, path, verify, remedy)
-    found = _sha256(path)
+    found = file_sha256(path)
     if expected:
         remedy = f"delete it to fetch it again from {url}{_renewal(record, sha256)}"
         _compare(path, found, expected, source, remedy)
@@ -99,7 +99,7 @@ def download(url, path, verify, remedy):
         raise FileNotFoundError(f"{path} is absent and {url} cannot be had ({error}); {remedy}") from error
 
 
-def _sha256(path):
+def file_sha256(path):
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while piece := file.read(1 << 20):

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from entropic._check import as_float64, check_finite, integer
-from entropic.download import _sha256, cache, fetch
+from entropic.download import cache, fetch, file_sha256
 from entropic.networks import classifier, dinov2
 from entropic.networks.weights import load_weights
 
@@ -116,7 +116,7 @@ def cache_key(data, extractor=None, *, weights=None):
     what = [str(array.dtype), array.shape, hashlib.sha256(memoryview(array).cast("B")).hexdigest()]
     if extractor is not None:
         spec = _extractor(extractor)
-        what += [extractor, spec.preprocessing, _sha256(spec.locate(weights))]
+        what += [extractor, spec.preprocessing, file_sha256(spec.locate(weights))]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
@@ -214,7 +214,7 @@ class _FeatureNetwork:
     def __init__(self, extractor, weights, device):
         spec = _extractor(extractor)
         path = spec.locate(weights)
-        self.extractor, self.device, self.sha256 = extractor, torch.device(device), _sha256(path)
+        self.extractor, self.device, self.sha256 = extractor, torch.device(device), file_sha256(path)
         fidelity()
         from torch_fidelity.utils import create_feature_extractor
 
@@ -436,7 +436,7 @@ def _checked(path, expected):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; name the weights' own file")
-    if (found := _sha256(path)) != expected:
+    if (found := file_sha256(path)) != expected:
         raise ValueError(
             f"{path}: sha256 is {found}, expected {expected}; the weights are altered, fetch them again"
         )

@@ -65,9 +65,10 @@ class Experiment:
     dataset: as the paper's tables call it. networks: as they do ("EDM2-XS": every snapshot of it that is published
     for the data set), or names of snapshots (`entropic.networks.published`), or paths. curve_network: the one whose
     error curve all share, at `curve_levels` noise levels with `curve_samples` samples each; from images of
-    `curve_data` ("cifar10", or a .npy of states (N, C, H, W) as the network sees them), or from its own images
-    where "" (32 steps of Heun). reference: statistics of real images, a published name or a path. Run r has the seeds
-    r images, …, (r + 1) images - 1. store: a folder, under the cache unless absolute.
+    `curve_data` ("cifar10", or a .npz of x (N, C, H, W) as the network sees it and labels (N,)), or from its own
+    images where "" (32 steps of Heun). reference: statistics of real images, a published name or a path. Run r has
+    the seeds r images, …, (r + 1) images - 1. keep_images: on the disk, beside their features. store: a folder,
+    under the cache unless absolute.
     ValueError: a schedule, solver or extractor that is not there, numbers that are not.
     """
 
@@ -86,6 +87,7 @@ class Experiment:
     runs: int
     chunk: int
     compiled: bool
+    keep_images: bool
     store: str
 
     def __post_init__(self):
@@ -140,12 +142,14 @@ class Experiment:
 
 
 def fill(experiment, progress=True):
-    """Make what is missing: the error curve, then images and their features, cell by cell; then nothing is to be done.
+    """Make what is missing: the error curve, then images and their features, cell by cell.
 
     Under torchrun the processes share the images of each cell. A killed run goes on. Errors: as `load_snapshot`,
     `fetch_published`, `generate` and `entropic.metrics.feature_network`.
     """
-    device = local_device()
+    device, progress = local_device(), progress and _ranks()[0] == 0
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     with _together():
         curve, amplitude = error_curve(experiment, progress)
         features = {name: metrics.feature_network(name, device=device) for name in experiment.extractors}
@@ -161,7 +165,7 @@ def fill(experiment, progress=True):
                     range(run * experiment.images, (run + 1) * experiment.images),
                     sampler=SOLVERS[solver],
                     out=out,
-                    output="none",
+                    output="uint8" if experiment.keep_images else "none",
                     decode=decode,
                     features=features,
                     batch=4 * experiment.chunk,
@@ -348,6 +352,9 @@ def show_tables(tables, found, origin):
             f"Table {table} of the paper ({dataset}; lower is better) beside ours. {origin}",
             columns={name: head for name, head in heads.items() if any(row[name] for row in beside)},
         )
+    lost = [", ".join(filter(None, where)) for where in _compared(_theirs(tables))[1]]
+    if lost:
+        print(f"Rows of the paper in which EDM's schedule is ahead of the rescaled one: {'; '.join(lost)}")
 
 
 def show_schedules(experiment, page, run, origin, calls=16):
@@ -368,7 +375,7 @@ def show_schedules(experiment, page, run, origin, calls=16):
         for line, sigmas in enumerate(placed.values()):
             axis.plot(sigmas, [line] * len(sigmas), "|", ms=16, mew=1.5, color=f"C{line}")
         axis.set(xscale="log", xlabel=r"$\sigma$", yticks=range(len(placed)), yticklabels=list(placed))
-        axis.invert_yaxis()
+        axis.set_ylim(len(placed) - 0.4, -0.6)
         return fig
 
     save_figure(
@@ -413,23 +420,18 @@ def verdict(id, tables, found=()):
     Counted over rows of network, solver, NFE and metric: in the paper's own numbers, and in ours (of `rows`), where a
     row is won by the mean over runs.
     """
-    theirs = _won(
-        (
-            (row["network"], row["snapshot_tuned_for"], row["solver"], row["nfe"], row["metric"]),
-            row["schedule"],
-            row["value"],
-        )
-        for table in tables
-        for row in paper_table(table)
-    )
+    theirs = _compared(_theirs(tables))
     labels = [extractor.label for extractor in metrics.EXTRACTORS.values()]
-    ours = _won(
+    ours = _compared(
         ((row["network"], row["tuned_for"], row["solver"], row["nfe"], label), row["schedule"], row[label])
         for row in found
         for label in labels
         if label in row
     )
-    told = f"the paper's own rows: won {len(theirs[0])} of {theirs[1]}"
+    told, count = (
+        f"the paper's own rows: won {len(theirs[0])} of {sum(map(len, theirs))}",
+        sum(map(len, ours)),
+    )
     dataset = paper_table(tables[0])[0]["dataset"]
     claim = {
         "id": id,
@@ -437,29 +439,39 @@ def verdict(id, tables, found=()):
         "EDM's at the same NFE.",
         "paper": f"Section 6.2, table{'s' * (len(tables) > 1)} {', '.join(map(str, tables))}",
         "tested": "this notebook",
-        "measured": f"{told}; ours: " + (f"won {len(ours[0])} of {ours[1]}" if ours[1] else "not run here"),
+        "measured": f"{told}; ours: " + (f"won {len(ours[0])} of {count}" if count else "not run here"),
         "spread": f"{len({row['run'] for row in found})} runs" if found else "the paper gives single runs",
         "verdict": "not run here",
     }
-    if ours[1]:
-        full = len(ours[0]) == ours[1]
+    if count:
+        full = not ours[1]
         claim["verdict"] = "holds" if full else "holds under a condition" if ours[0] else "does not hold"
         if ours[0] and not full:
-            claim["condition"] = f"in {len(ours[0])} of {ours[1]} rows"
+            claim["condition"] = f"in {len(ours[0])} of {count} rows"
     return claim
 
 
-def _won(values):
-    """Rows in which the rescaled schedule's mean is below EDM's, and how many rows have both."""
+def _theirs(tables):
+    """The paper's values: (network, tuned for, solver, NFE, metric), schedule, value."""
+    names = ("network", "snapshot_tuned_for", "solver", "nfe", "metric")
+    return [
+        (tuple(row[name] for name in names), row["schedule"], row["value"])
+        for table in tables
+        for row in paper_table(table)
+    ]
+
+
+def _compared(values):
+    """Rows in which the rescaled schedule's mean is below EDM's, and those in which it is not."""
     kept = {}
     for where, schedule, value in values:
         kept.setdefault(where, {}).setdefault(schedule, []).append(float(value))
-    both = {
-        where: (np.mean(found["rescaled entropic"]), np.mean(found["EDM"]))
-        for where, found in kept.items()
-        if {"rescaled entropic", "EDM"} <= set(found)
-    }
-    return [where for where, (rescaled, edm) in both.items() if rescaled < edm], len(both)
+    won, lost = [], []
+    for where, found in kept.items():
+        if {"rescaled entropic", "EDM"} <= set(found):
+            better = np.mean(found["rescaled entropic"]) < np.mean(found["EDM"])
+            (won if better else lost).append(where)
+    return won, lost
 
 
 def _cells(experiment):
@@ -525,12 +537,9 @@ def _curve_data(experiment, network, device, progress):
         found = load_images("cifar10", "train", "full")
         x, labels = to_pixels(found.images[:10_000]), found.labels[:10_000]
     elif experiment.curve_data:
-        x = torch.from_numpy(np.load(experiment.curve_data, allow_pickle=False)).float()
-        labels = torch.zeros(len(x), dtype=torch.int64)
-        if network.num_classes:
-            raise ValueError(
-                f'curve_data = {experiment.curve_data!r} has no classes, which this network needs; pass ""'
-            )
+        with np.load(experiment.curve_data, allow_pickle=False) as kept:
+            x = torch.from_numpy(kept["x"]).float()
+            labels = torch.from_numpy(kept["labels"]).long()
     else:
         out = experiment.folder / "curve-images"
         seeds = range(2**40, 2**40 + experiment.curve_samples)

@@ -98,6 +98,7 @@ def _experiment(world, **changes):
             "runs": 2,
             "chunk": 2,
             "compiled": True,
+            "keep_images": False,
             "store": "tiny",
             **changes,
         }
@@ -168,6 +169,14 @@ def test_from_snapshot_to_table(world, inception):
     assert {path.parent.name for path in experiment.folder.rglob("images-*")} == {"curve-images"}
 
 
+def test_images_are_kept_where_that_is_asked_for(world):
+    experiment = _experiment(world, store="kept", solvers=["deterministic DDIM"], keep_images=True, runs=1)
+    pretrained.fill(experiment, progress=False)
+    kept = load_generated(experiment.folder / "pixels" / "deterministic-DDIM-2-EDM-0")
+    again = metrics.feature_network(DINO)(kept.images)
+    torch.testing.assert_close(kept.features[DINO], again, rtol=1e-4, atol=1e-4)  # float32, other batches
+
+
 def test_curve_is_that_of_the_network_s_own_images(world):
     experiment = _experiment(world, store="curve", curve_samples=12)
     curve, amplitude = pretrained.error_curve(experiment)
@@ -190,15 +199,15 @@ def test_curve_is_that_of_the_network_s_own_images(world):
 
 
 def test_curve_from_given_states(world):
-    x = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0)).numpy() - 0.5
-    np.save(world / "states.npy", x)
-    experiment = _experiment(world, store="given", curve_data=str(world / "states.npy"))
-    pretrained.error_curve(experiment)
+    x = torch.rand(20, 4, 16, 16, generator=torch.Generator().manual_seed(0)).numpy() - 0.5
+    np.savez(world / "states.npz", x=x, labels=np.arange(20) % 10)
+    given = {"curve_network": str(world / "latents.pkl"), "curve_data": str(world / "states.npz")}
+    experiment = _experiment(world, store="given", curve_samples=20, **given)
+    curve, _ = pretrained.error_curve(experiment)
     assert not (experiment.folder / "curve-images").exists()
-    latent = str(world / "latents.pkl")
-    refused = _experiment(world, store="refused", curve_network=latent, curve_data=str(world / "states.npy"))
-    with pytest.raises(ValueError, match=r"curve_data = .* has no classes"):
-        pretrained.error_curve(refused)
+    np.savez(world / "states.npz", x=x, labels=np.zeros(20, np.int64))
+    other, _ = pretrained.error_curve(_experiment(world, store="others", curve_samples=20, **given))
+    assert (curve.eps2 != other.eps2).any()  # the classes reach the network
 
 
 def test_page_of_a_latent_network_by_two_processes(world, tmp_path):
