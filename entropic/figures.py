@@ -324,7 +324,8 @@ def result_html(sidecar: Mapping, link: Callable[[str], str], source: str | None
 def _cell(value) -> str:
     value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return f"<td>{_text('' if value is None else str(value))}</td>"
+        text = "" if value is None else str(value)
+        return f"<td{' class=short' * (len(text) < 14)}>{_text(text)}</td>"  # a short word is not broken
     return f'<td class="number">{value if isinstance(value, int) else format(value, ".4g")}</td>'
 
 

@@ -334,27 +334,41 @@ def results(experiment, page, run):
 
 
 def show_tables(tables, found, origin):
-    """The paper's tables with ours beside them."""
-    heads = {
-        "network": "network",
-        "snapshot_tuned_for": "tuned for",
-        "solver": "solver",
-        "schedule": "schedule",
-    }
-    heads |= {"nfe": "NFE", "metric": "metric", "paper": "paper", "ours": "ours"}
-    heads |= {"difference": "ours − paper", "within noise": "within noise"}
+    """The paper's tables, ours beside them, and the rows in which the paper's own schedule is not ahead."""
+    heads = {"network": "network", "snapshot_tuned_for": "tuned for", "solver": "DDIM", "nfe": "NFE"}
+    heads |= {"metric": "metric"}
     for table in tables:
-        beside = beside_paper(table, found)
-        dataset = paper_table(table)[0]["dataset"]
+        wide, dataset = {}, paper_table(table)[0]["dataset"]
+        for row in beside_paper(table, found):
+            row["solver"] = row["solver"].removesuffix(" DDIM")
+            line = wide.setdefault(tuple(row[name] for name in heads), {name: row[name] for name in heads})
+            line[f"{row['schedule']}, paper"] = row["paper"]
+            if found:
+                line[f"{row['schedule']}, ours"] = row["ours"] + (
+                    f" ({row['difference']}{', within noise' if row['within noise'] == 'yes' else ''})"
+                    * (row["difference"] != "")
+                )
+        lines = list(wide.values())
+        shown = [name for name in lines[0] if any(line[name] for line in lines)]
         save_table(
-            beside,
+            lines,
             f"table-{table}",
-            f"Table {table} of the paper ({dataset}; lower is better) beside ours. {origin}",
-            columns={name: head for name, head in heads.items() if any(row[name] for row in beside)},
+            f"Table {table} of the paper, {dataset}; lower is better. {origin}",
+            columns={name: heads.get(name, name) for name in shown},
         )
-    lost = [", ".join(filter(None, where)) for where in _compared(_theirs(tables))[1]]
-    if lost:
-        print(f"Rows of the paper in which EDM's schedule is ahead of the rescaled one: {'; '.join(lost)}")
+    values = {(where, schedule): value for where, schedule, value in _theirs(tables)}
+    behind = [
+        dict(zip(heads, where, strict=True))
+        | {name: float(values[where, name]) for name in ("EDM", "rescaled entropic")}
+        for where in _compared(_theirs(tables))[1]
+    ]
+    if behind:
+        save_table(
+            behind,
+            "behind",
+            "The rows of the paper in which its rescaled schedule is not ahead of EDM's, in the paper's own numbers.",
+            columns={name: heads.get(name, name) for name in behind[0] if any(line[name] for line in behind)},
+        )
 
 
 def show_schedules(experiment, page, run, origin, calls=16):

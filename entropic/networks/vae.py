@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -143,8 +144,11 @@ def load_vae(path=None, *, device=None, dtype=torch.float32):
 
 
 def autoencoder_class():
+    """Diffusers' AutoencoderKL; ModuleNotFoundError says what to install."""
     try:
-        from diffusers.utils import import_utils
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tqdm's advice on widgets, in a notebook
+            from diffusers.utils import import_utils
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error.name} is not installed; pip install 'entropic[vae]'", name=error.name
