@@ -86,6 +86,7 @@ class _Storage:
 def legacy_storage(tensor, numel=None, storage_type=None):
     """The bytes of a tensor's storage as torch 1 saved them: five pickles, a count, the numbers."""
     kinds = {
+        torch.bfloat16: torch.BFloat16Storage,
         torch.float16: torch.HalfStorage,
         torch.float32: torch.FloatStorage,
         torch.int64: torch.LongStorage,
@@ -104,7 +105,7 @@ def legacy_storage(tensor, numel=None, storage_type=None):
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": sizes}
     for value in (0x1950A86A20F9469CFC6C, 1001, system, "storage 0", ["0"]):
         Pickler(file, 2).dump(value)
-    return file.getvalue() + struct.pack("<q", numel) + numbers.numpy().tobytes()
+    return file.getvalue() + struct.pack("<q", numel) + numbers.view(torch.uint8).numpy().tobytes()
 
 
 def pickled(value, *, protocol=4, torch1=False):

@@ -391,6 +391,24 @@ def test_rows_do_not_meet(build):
 
 
 @ALL
+def test_levels_in_every_shape(build):
+    network = _random(build())
+    x, sigma, label = _inputs(network)
+    assert torch.equal(network(x, sigma[:, None, None, None], label), network(x, sigma, label))
+    half, whole = torch.full((1, 1, 1, 1), 0.5), network(x, torch.full((4,), 0.5), label)
+    for level in (
+        0.5,
+        np.float64(0.5),
+        torch.tensor(0.5),
+        torch.tensor([0.5]),
+        half,
+        half.double(),
+        half.half(),
+    ):
+        assert torch.equal(network(x, level, label), whole)
+
+
+@ALL
 def test_labels_matter_and_none_is_no_class(build):
     network = _random(build())
     x, sigma, label = _inputs(network)
@@ -471,7 +489,7 @@ def test_logvar_takes_numbers_and_levels():
     with pytest.raises(ValueError, match="sigma = nan"):
         network.logvar(torch.tensor([1.0, math.nan]))
     with pytest.raises(ValueError, match="pass a number or one dimension"):
-        network.logvar(torch.ones(2, 1))
+        network.logvar(torch.ones(2, 2))
 
 
 # Bad input
@@ -491,7 +509,10 @@ def test_logvar_takes_numbers_and_levels():
         ({"sigma": math.inf}, "sigma = inf"),
         ({"sigma": "one"}, "sigma = 'one' is not numeric"),
         ({"sigma": torch.ones(3)}, r"sigma has shape \(3,\)"),
-        ({"sigma": torch.ones(2, 1)}, r"sigma has shape \(2, 1\)"),
+        ({"sigma": torch.ones(1, 2)}, r"sigma has shape \(1, 2\)"),
+        ({"sigma": torch.ones(3, 1, 1, 1)}, r"sigma has shape \(3, 1, 1, 1\)"),
+        ({"sigma": torch.ones(2, 1, 16, 16)}, r"sigma has shape \(2, 1, 16, 16\)"),
+        ({"sigma": torch.ones(0)}, r"sigma has shape \(0,\)"),
         ({"label": torch.tensor([0, 10])}, "label runs from 0 to 10; classes are 0 to 9"),
         ({"label": torch.tensor([-1, 0])}, "label runs from -1"),
         ({"label": torch.tensor([0])}, "label is torch.int64 of shape"),

@@ -128,6 +128,7 @@ def test_published_structure_and_outputs(tmp_path, torch1):
                 x.float(), sigma.flatten().float(), label
             )
         wanted = torch.from_numpy(arrays[name])
+        assert dtype is not None or (found - torch.from_numpy(arrays["D_upcast_fp32"])).abs().max() < 1e-3
         # Rounding of the gains moves D by 1e-4 and more; float32 sums in another order, by less than 2e-5.
         assert (found - wanted).abs().max() < 2e-5 * wanted.abs().max()
 
@@ -177,6 +178,29 @@ def test_the_cache_is_that_of_the_environment(tmp_path, edm2, monkeypatch):
     monkeypatch.setenv("ENTROPIC_CACHE", str(tmp_path / "cache"))
     load_snapshot(written(tmp_path / "a.pkl", s.snapshot(edm2, EDM2)))
     assert len(list((tmp_path / "cache" / "snapshots").iterdir())) == 2
+
+
+def test_without_a_cache_to_write_to_a_snapshot_is_still_loaded(tmp_path, edm2):
+    path = written(tmp_path / "a.pkl", s.snapshot(edm2, EDM2))
+    first = load_snapshot(path, cache=tmp_path / "cache")
+    with pytest.warns(UserWarning, match=r"a\.pkl is loaded, but .*; pass a `cache`, or set ENTROPIC_CACHE"):
+        loaded = load_snapshot(path, cache=path)  # no folder
+    assert torch.equal(denoised(loaded), denoised(first)) and loaded.info == first.info
+
+
+def test_two_conversions_at_once(tmp_path, edm2, monkeypatch):
+    path, save = written(tmp_path / "a.pkl", s.snapshot(edm2, EDM2)), snapshot.save_weights
+    other = written(tmp_path / "b.pkl", s.snapshot(edm2, EDM2))
+
+    def after_another(*arguments):
+        monkeypatch.setattr(snapshot, "save_weights", save)
+        load_snapshot(other, cache=tmp_path)
+        return save(*arguments)
+
+    monkeypatch.setattr(snapshot, "save_weights", after_another)
+    first = load_snapshot(path, cache=tmp_path)
+    assert len(list((tmp_path / "snapshots").iterdir())) == 2
+    assert torch.equal(denoised(load_snapshot(other, cache=tmp_path)), denoised(first))
 
 
 def test_reference_statistics_are_plain_data(tmp_path):
@@ -295,6 +319,8 @@ def with_module(name):
 
 FLOATS = s.legacy_storage(torch.ones(8))
 STORAGE = s.call(s.named("torch.storage", "_load_from_bytes"), s.content(FLOATS))
+LARGE = s.content(s.legacy_storage(torch.ones(10_000))) + b"q\x000]"
+MEMOIZED = s.call(s.named("torch.storage", "_load_from_bytes"), b"h\x00")
 EMPTY = s.named("collections", "OrderedDict") + b")R"
 F8 = (
     s.call(s.named("numpy", "dtype"), s.text("f8"), b"\x89", b"\x88")
@@ -318,7 +344,8 @@ def tensor(offset=0, size=(8,), stride=(1,), hooks=EMPTY, storage=STORAGE):
 
 def array(shape, content, dtype=F8):
     shape = b"(" + b"".join(map(s.integer, shape)) + b"t"
-    return ARRAY + b"(K\x01" + shape + dtype + b"\x89" + s.content(content) + b"tb"
+    content = b"h\x00" if content is None else s.content(content)
+    return ARRAY + b"(K\x01" + shape + dtype + b"\x89" + content + b"tb"
 
 
 NESTED = b")q\x000" + b"h\x00h\x00\x86q\x000" * 60 + b"h\x00"  # 2^60 tuples, if each were followed
@@ -386,7 +413,7 @@ HOSTILE = {
     "huge stride": s.program(tensor(size=(2, 2), stride=(1 << 62, 1))),
     "negative stride": s.program(tensor(stride=(-1,))),
     "stride of 0": s.program(tensor(size=(1 << 40,), stride=(0,))),
-    "overlapping strides": s.program(tensor(size=(2, 4), stride=(1, 1))),
+    "overlapping strides": s.program(tensor(size=(4, 6), stride=(1, 1))),
     "two strides for one size": s.program(tensor(size=(8,), stride=(1, 1))),
     "tensor with hooks": s.program(tensor(hooks=b"}K\x01" + b"K\x01s")),
     "tensor without a storage": s.program(tensor(storage=b"K\x01")),
@@ -482,13 +509,67 @@ MISFITS = {  # plain data, and no network
     "setting of text": kwargs_changed(model_channels="16"),
     "setting NaN": kwargs_changed(clip_act=float("nan")),
     "attribute against its argument": lambda c, network: s.pickled(tree(network, img_resolution=16)),
-    "too many arguments": lambda c, network: s.pickled(tree(network, args=(8, 4, 3, True, 0.5))),
+    "too many arguments": lambda c, network: s.pickled(tree(network, {}, args=(8, 4, 3, True, 0.5, 128, 16))),
+    "infinite sigma_data": kwargs_changed(sigma_data=float("inf")),
     "arguments twice": lambda c, network: s.pickled(tree(network, args=(8,))),
     "encoder of text": lambda c, network: s.pickled({**tree(network), "encoder": "VAE"}),
     "dataset_kwargs of a tensor": lambda c, network: s.pickled(
         {**tree(network), "dataset_kwargs": {"a": torch.ones(1)}}
     ),
 }
+
+
+# Files that one check alone keeps out: what it says, and the file
+REASONS = {
+    "offset": ("offset 1 in a storage of 8 numbers", s.program(tensor(offset=1))),
+    "size": ("in a storage of 8 numbers", s.program(tensor(size=(9,)))),
+    "strides": ("in a storage of 8 numbers", s.program(tensor(size=(3, 2), stride=(3, 2)))),
+    "number of strides": ("in a storage of 8 numbers", s.program(tensor(size=(2,), stride=(1, 1)))),
+    "repeated numbers": ("more numbers than bytes", s.program(tensor(size=(1 << 40,), stride=(0,)))),
+    "skipped numbers": (
+        "more numbers than bytes",
+        s.program(LARGE, b"(", tensor(size=(2,), stride=(9_999,), storage=MEMOIZED) * 100, b"e"),
+    ),
+    "repeated storage": (
+        "more numbers than bytes",
+        s.program(LARGE, b"(", tensor(size=(10_000,), storage=MEMOIZED) * 100, b"e"),
+    ),
+    "repeated header": (
+        "more numbers than bytes",
+        s.program(
+            s.content(b"\x80\x02" + s.text("x" * 100_000) + b"0" + FLOATS[2:]),
+            b"q\x000",
+            (MEMOIZED + b"0") * 100,
+        ),
+    ),
+    "repeated steps": (
+        "too many steps",
+        s.program(
+            s.content(b"\x80\x02" + b"N0" * 10_000 + FLOATS[2:]),
+            b"q\x000",
+            (MEMOIZED + b"0") * 60,
+            s.content(bytes(1 << 21)),
+        ),
+    ),
+    "repeated array": (
+        "more numbers than bytes",
+        s.program(s.content(bytes(800)), b"q\x000](", array((100,), None) * 100, b"e"),
+    ),
+    "complex array": ("not of plain numbers", pickle.dumps(np.zeros(2, dtype=np.complex64), 4)),
+    "array of text": ("not of plain numbers", pickle.dumps(np.array(["a"]), 4)),
+    "array of nothing known": ("not of plain numbers", pickle.dumps(np.zeros(2, dtype=np.longdouble), 4)),
+    "reference": ("refers to an object outside", s.program(b")Q")),
+    "reference to text": ("refers to an object outside", s.program(s.text("x"), b"Q")),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_refusal_for_its_own_reason(name, tmp_path):
+    reason, content = REASONS[name]
+    path = tmp_path / "a.pkl"
+    path.write_bytes(content)
+    with pytest.raises(SnapshotError, match=reason):
+        read_pickle(path)
 
 
 def saved(value):
@@ -543,15 +624,27 @@ def test_refusal(name, tmp_path, edm2, monkeypatch):
     }
 
 
-def test_positional_arguments_and_hidden_buffers(tmp_path, edm2):
-    names = ("img_resolution", "img_channels", "label_dim")
-    rest = {name: value for name, value in EDM2.items() if name not in names}
-    made = tree(edm2, rest, args=tuple(EDM2[name] for name in names))
+@pytest.mark.parametrize("count", [0, 3, 4, 6])
+def test_positional_arguments_and_hidden_buffers(tmp_path, edm2, count):
+    names = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_data", "logvar_channels")
+    rest = {name: value for name, value in EDM2.items() if name not in names[:count]}
+    made = tree(edm2, rest, args=tuple(edm2.config[name] for name in names[:count]))
     state = made["ema"].meta["state"]
     state["_buffers"]["scratch"] = torch.ones(3)
     state["_non_persistent_buffers_set"].add("scratch")
     loaded = load_snapshot(written(tmp_path / "a.pkl", made), cache=tmp_path)
     assert loaded.config == edm2.config
+
+
+def test_settings_as_numpy_and_infinity(tmp_path):
+    numbers = {"dropout": np.float64(0.13), "label_dim": np.int32(2), "use_fp16": np.bool_(False)}
+    limits = {"sigma_min": 0, "sigma_max": np.float64("inf"), "sigma_data": np.float32(0.5)}
+    network = make(EDMPrecond, {**EDM, "dropout": 0.13, "label_dim": 2})
+    made = s.snapshot(network, {**EDM, **numbers, **limits}, encoder=None, sigma_max=float("inf"))
+    made = {**made, "dataset_kwargs": None, "augment_pipe": None}
+    for _ in range(2):
+        loaded = load_snapshot(written(tmp_path / "a.pkl", made), cache=tmp_path)
+        assert loaded.config == network.config and loaded.info["dataset_kwargs"] == {}
 
 
 def test_sigma_data_is_what_the_object_says(tmp_path, edm2):
@@ -582,6 +675,23 @@ def test_tensors_that_share_or_cut_a_storage_are_loaded(tmp_path, edm2):
         loaded = load_snapshot(path, cache=tmp_path).unet
         for gain in (loaded.out_gain, loaded.enc["8x8_block0"].emb_gain, loaded.enc["4x4_block0"].emb_gain):
             assert gain.item() == 3
+
+
+def test_tensors_of_any_layout_are_loaded(tmp_path, edm2):
+    wide = torch.randn(128, dtype=torch.float32)
+    layouts = {
+        "spread": torch.stack([wide, wide], 1)[:, 0][None],
+        "in the midst": torch.cat([wide, wide, wide])[128:256][None],
+        "repeated": wide[:1].expand(1, 128),
+        "bfloat16": wide.bfloat16()[None],
+        "turned": wide[:, None].T,
+    }
+    for name, value in layouts.items():
+        path = tmp_path / f"{name}.pkl"
+        path.write_bytes(tensors_changed("weight", torch.nn.Parameter(value, False))(None, edm2))
+        for _ in range(2):
+            loaded = load_snapshot(path, cache=tmp_path, dtype=None).logvar_linear.weight
+            assert torch.equal(loaded, value) and loaded.dtype == value.dtype
 
 
 def test_names_of_the_file_are_shown_without_control_characters(tmp_path):

@@ -19,10 +19,10 @@ __all__ = ["Denoiser", "EDMPrecond", "SongUNet", "VPPrecond"]
 class Denoiser(nn.Module):
     """What the published denoisers share: D(x; sigma, label) = c_skip x + c_out F(c_in x; c_noise, label).
 
-    x (N, C, H, W) floating, sigma a number or (N,), label (N,) int64 or None, the embedding of no class. Returns
-    E[x_0 | x] in x's dtype; the preconditioning runs in float32, and F in float16 where `use_fp16` is set and x is
-    on a CUDA device. ValueError: x, sigma or label of a wrong shape or dtype; sigma not finite or not above 0; a
-    label outside the classes. Values are not looked at under torch.compile, nor on the meta device.
+    x (N, C, H, W) floating, sigma a number, (N,) or (N, 1, 1, 1), label (N,) int64 or None, the embedding of no
+    class. Returns E[x_0 | x] in x's dtype; the preconditioning runs in float32, and F in float16 where `use_fp16`
+    is set and x is on a CUDA device. ValueError: x, sigma or label of a wrong shape or dtype; sigma not finite or
+    not above 0; a label outside the classes. Values are not looked at under torch.compile, nor on the meta device.
     Subclasses define `coefficients` and `raw`. Source: Karras et al. 2022, eq. 7.
     """
 
@@ -401,14 +401,16 @@ def _groups(channels):
 
 
 def noise_levels(sigma, rows=None):
-    """Levels as float32, () or (1,) or (rows,), any number where None; ValueError unless finite and above 0."""
+    """Levels as float32, (1,) or (rows,), any number where None; ValueError unless finite and above 0."""
     try:
         levels = torch.as_tensor(sigma, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"sigma = {sigma!r} is not numeric; pass a number or a tensor") from error
-    if levels.ndim > 1 or (rows is not None and levels.numel() not in (1, rows)):
-        count = "one dimension" if rows is None else f"one for each of {rows} rows"
-        raise ValueError(f"sigma has shape {tuple(levels.shape)}; pass a number or {count}")
+    count = levels.numel()
+    if count not in (levels.shape[:1] or (1,)) or (rows is not None and count not in (1, rows)):
+        wanted = "one dimension" if rows is None else f"one for each of {rows} rows"
+        raise ValueError(f"sigma has shape {tuple(levels.shape)}; pass a number or {wanted}")
+    levels = levels.flatten()
     if _has_values(levels):
         bad = ~((levels > 0) & levels.isfinite())
         if bad.any():

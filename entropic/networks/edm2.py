@@ -65,7 +65,7 @@ class Precond(Denoiser):
         exp(u) estimates (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 E|D - x_0|^2 / (C H W).
         ValueError: levels not finite or not above 0. Source: Karras et al. 2024, eqs 14 to 16.
         """
-        sigma = noise_levels(sigma).to(self.logvar_linear.weight.device).reshape(-1)
+        sigma = noise_levels(sigma).to(self.logvar_linear.weight.device)
         *_, noise = self.coefficients(sigma)
         return self.logvar_linear(self.logvar_fourier(noise)).flatten()
 

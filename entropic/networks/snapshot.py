@@ -12,7 +12,9 @@ import inspect
 import io
 import math
 import mmap
+import re
 import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +53,9 @@ def load_snapshot(path, *, dtype=torch.float32, device="cpu", cache=None):
     which moves D by 1e-4 to 4e-4, since its gains are no longer rounded; None keeps the published precision.
 
     Nothing in the pickle is run. The first call writes a conversion, in the published precision, to
-    `cache`/snapshots/<sha256 of the pickle>.safetensors (`cache`: default $ENTROPIC_CACHE or ~/.cache/entropic);
-    later calls check both sha256 and read that. SnapshotError, a ValueError: the file is damaged, malicious, or
-    another kind of file; then nothing is written. FileNotFoundError: it is missing.
+    `cache`/snapshots/<sha256 of the pickle>.safetensors (`cache`: default $ENTROPIC_CACHE or ~/.cache/entropic), or
+    warns that it cannot; later calls check both sha256 and read that. SnapshotError, a ValueError: the file is
+    damaged, malicious, or another kind of file; then nothing is written. FileNotFoundError: it is missing.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype = {dtype!r}; pass a floating torch.dtype, or None for the published one")
@@ -67,11 +69,18 @@ def load_snapshot(path, *, dtype=torch.float32, device="cpu", cache=None):
             conversion = folder / "snapshots" / f"{digest}.safetensors"
             try:
                 network, tensors, info = _read_conversion(conversion, "it is made anew", digest)
-            except (SnapshotError, FileNotFoundError):
+            except (SnapshotError, OSError):
                 with _refusals(path, _REMEDY):
                     network, tensors, info = _read_snapshot(data)
                 kept = {"class": type(network).__name__, "config": network.config, "pickle_sha256": digest}
-                save_weights(conversion, tensors, {**kept, **info, "source": path.name})
+                try:
+                    save_weights(conversion, tensors, {**kept, **info, "source": path.name})
+                except OSError as error:
+                    warnings.warn(
+                        f"{path.name} is loaded, but its conversion is not kept ({error}), and each call reads the "
+                        "pickle again; pass a `cache`, or set ENTROPIC_CACHE, to a folder that can be written",
+                        stacklevel=2,
+                    )
         info |= {"sha256": digest, "source": path.name}
     with torch.no_grad():
         cast = {name: value if dtype is None else value.to(dtype) for name, value in tensors.items()}
@@ -168,7 +177,8 @@ class _Global:
 
 @dataclass(eq=False)
 class _Storage:
-    flat: torch.Tensor
+    content: memoryview
+    dtype: torch.dtype
 
 
 @dataclass(eq=False)
@@ -188,7 +198,7 @@ class _Array:
 
 
 _KINDS = {memoryview: "bytes", _Global: "a class or function", _Storage: "a storage", _Dtype: "a dtype"}
-_NUMBERS = {f"{kind}{size}" for kind in "fiu" for size in (1, 2, 4, 8)} - {"f1"} | {"b1"}
+_NUMBERS = re.compile("b1|f[248]|[iu][1248]")
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save
 _STORAGES = {
     ("torch", f"{name}Storage"): dtype
@@ -212,7 +222,7 @@ class _Machine:
     def __init__(self, data, names, steps):
         self.data, self.at = memoryview(data), 0
         self.names, self.steps = names, steps
-        self.left = len(data)  # bytes that tensors and arrays may still take: no more than the file has
+        self.left = len(data)  # bytes that may still be read as tensors and arrays: as many as the file has
 
     def run(self):
         self.stack, self.below, self.memo = [], [], {}
@@ -332,12 +342,6 @@ class _Machine:
             raise SnapshotError("calls what is no function")
         self.push(_MAKERS[function.module, function.name](self, *arguments))
 
-    def new(self):
-        arguments, kind = self.stack.pop(), self.stack.pop()
-        if type(kind) is not _Global or kind.name not in _EMPTY or arguments != ():
-            raise SnapshotError("makes an object of no known kind")
-        self.push(_EMPTY[kind.name]())
-
     def build(self):
         state, target = self.stack.pop(), self.stack[-1]
         match target:
@@ -379,7 +383,7 @@ class _Machine:
         return _Array()
 
     def dtype(self, code, *flags):
-        if type(code) is not str or code not in _NUMBERS:
+        if type(code) is not str or not _NUMBERS.fullmatch(code):
             raise SnapshotError("holds an array that is not of plain numbers")
         return _Dtype(code)
 
@@ -387,10 +391,11 @@ class _Machine:
         """Numbers as torch.save(…, _use_new_zipfile_serialization=False) lays them out: behind five small pickles."""
         if type(content) is not memoryview:
             raise SnapshotError("holds a tensor without bytes")
-        self.charge(len(content))
         # Not by torch.load(weights_only=True): it runs nothing, but 400 bytes can keep it busy for ever.
-        inner = _Machine(content, _STORAGES, steps=1000)
+        inner = _Machine(content, _STORAGES, self.steps)
         magic, version, system, reference, keys = (inner.run() for _ in range(5))
+        self.steps = inner.steps
+        self.charge(inner.at)
         tag, kind, key, _, numel, view = reference
         if not (magic == _MAGIC and version == 1001 and tag == "storage" and view is None and keys == [key]):
             raise SnapshotError("holds a tensor whose bytes are no storage")
@@ -399,19 +404,27 @@ class _Machine:
         dtype = _STORAGES[kind.module, kind.name]
         if numel != inner.number(8) or inner.at + numel * dtype.itemsize != len(content):
             raise SnapshotError(f"holds a tensor of {len(content)} bytes that announces {numel} numbers")
-        numbers = bytearray(content[inner.at :])
-        return _Storage(torch.frombuffer(numbers, dtype=dtype) if numel else torch.empty(0, dtype=dtype))
+        return _Storage(content[inner.at :], dtype)
 
     def tensor(self, storage, offset, size, stride, requires_grad, hooks, metadata=None):
         if type(storage) is not _Storage or type(hooks) is not dict or hooks or metadata:
             raise SnapshotError("holds a tensor with hooks or without a storage")
         _lengths((offset, *_lengths(size), *_lengths(stride)))
-        numel, held = math.prod(size), storage.flat.numel()
-        if len(size) != len(stride) or offset + numel > held or not _dense(size, stride):
+        numel, held = math.prod(size), len(storage.content) // storage.dtype.itemsize
+        reach = (
+            1 + sum((length - 1) * skip for length, skip in zip(size, stride, strict=False)) if numel else 0
+        )
+        if len(size) != len(stride) or offset + reach > held:
             raise SnapshotError(
                 f"holds a tensor of size {size}, stride {stride}, offset {offset} in a storage of {held} numbers"
             )
-        return storage.flat.as_strided(size, stride, offset)
+        self.charge(max(numel, reach) * storage.dtype.itemsize)
+        if not numel:
+            return torch.empty(size, dtype=storage.dtype)
+        start, end = (n * storage.dtype.itemsize for n in (offset, offset + reach))
+        return torch.frombuffer(bytearray(storage.content[start:end]), dtype=storage.dtype).as_strided(
+            size, stride
+        )
 
     def parameter(self, tensor, requires_grad, hooks):
         if type(tensor) is not torch.Tensor or type(hooks) is not dict or hooks:
@@ -441,27 +454,15 @@ def _lengths(values):
     return values
 
 
-def _dense(size, stride):
-    """Every number once, in some order of the axes."""
-    step = 1
-    for skip, length in sorted(zip(stride, size, strict=True)):
-        if length > 1 and 0 not in size:
-            if skip != step:
-                return False
-            step *= length
-    return True
-
-
 def _empty(kind):
     return lambda machine: kind()
 
 
-_EMPTY = {"EasyDict": dict, "OrderedDict": dict, "ModuleDict": lambda: Stub("ModuleDict")}
 _MAKERS = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Machine.persistent,
     ("dnnlib.util", "EasyDict"): _empty(dict),
     ("collections", "OrderedDict"): _empty(dict),
-    ("torch.nn.modules.container", "ModuleDict"): _empty(_EMPTY["ModuleDict"]),
+    ("torch.nn.modules.container", "ModuleDict"): lambda machine: Stub("ModuleDict"),
     ("torch._utils", "_rebuild_parameter"): _Machine.parameter,
     ("torch._utils", "_rebuild_tensor_v2"): _Machine.tensor,
     ("torch.storage", "_load_from_bytes"): _Machine.storage,
@@ -514,7 +515,7 @@ _OPCODES = {
     b"\x93": lambda m: m.name(*[m.stack.pop(), m.stack.pop()][::-1]),
     b"R": _Machine.reduce,
     b"Q": _Machine.reference,
-    b"\x81": _Machine.new,
+    b"\x81": _Machine.reduce,
     b"b": _Machine.build,
 }
 _OPCODES = {code[0]: step for code, step in _OPCODES.items()}
@@ -528,12 +529,12 @@ def _read_snapshot(data):
     tree = _read(data)
     if type(tree) is not dict or type(tree.get("ema")) is not Stub:
         raise SnapshotError("is a pickle, but not of a network: it is no dict with an object 'ema'")
-    ema, encoder, about = tree["ema"], tree.get("encoder"), tree.get("dataset_kwargs", {})
+    ema, encoder, about = tree["ema"], tree.get("encoder"), tree.get("dataset_kwargs")
     if type(encoder) not in (Stub, type(None)):
         raise SnapshotError("holds an 'encoder' that is no object of a class")
     name = _setting("encoder", encoder and encoder.class_name)
     info = {
-        "dataset_kwargs": _settings("dataset_kwargs", about),
+        "dataset_kwargs": {} if about is None else _settings("dataset_kwargs", about),
         "encoder": None if name == "StandardRGBEncoder" else name,
     }
     config = _config(ema)
@@ -600,25 +601,24 @@ def _config(ema):
     kind, state = _class(ema.class_name), ema.state
     if type(state) is not dict:
         raise SnapshotError("holds a network without attributes")
-    arguments = state.get("_init_args", ())
-    if type(arguments) not in (tuple, list) or len(arguments) > len(_POSITIONAL):
-        raise SnapshotError(f"has positional arguments other than {', '.join(_POSITIONAL)}")
-    given = _settings("_init_kwargs", state.get("_init_kwargs"))
-    placed = dict(zip(_POSITIONAL, (_setting("_init_args", value) for value in arguments), strict=False))
+    names = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    placed, given = state.get("_init_args", ()), state.get("_init_kwargs")
+    if type(placed) not in (tuple, list) or type(given) is not dict or len(placed) > len(names):
+        raise SnapshotError(f"has no _init_kwargs, or _init_args other than {', '.join(names)}")
+    placed = dict(zip(names, placed, strict=False))
     if twice := given.keys() & placed.keys():
         raise SnapshotError(f"has {sorted(twice)} both as positional and as keyword arguments")
-    config = placed | given
-    for name in inspect.signature(kind).parameters.keys() & state.keys():
-        if state[name] == math.inf:  # the default of sigma_max, which JSON has not
-            continue
-        value = _setting(name, state[name])
-        if name in _POSITIONAL[:3] and config.get(name, value) != value:
-            raise SnapshotError(f"disagrees with itself: {name} = {config[name]} and {value}")
-        config[name] = value
-    return config
+    said = {name: state[name] for name in names if name in state}
+    config, said = (_settings("_init_kwargs", _without_infinity(found)) for found in (placed | given, said))
+    for name in ("img_resolution", "img_channels", "label_dim"):
+        if name in said and config.get(name, said[name]) != said[name]:
+            raise SnapshotError(f"disagrees with itself: {name} = {config[name]} and {said[name]}")
+    return config | said
 
 
-_POSITIONAL = ("img_resolution", "img_channels", "label_dim", "use_fp16")
+def _without_infinity(settings):
+    """Without the default of sigma_max, which JSON has not."""
+    return {name: value for name, value in settings.items() if name != "sigma_max" or value != math.inf}
 
 
 def _settings(name, values):
@@ -646,7 +646,7 @@ def _scalar(name, value):
 
 def _tensors(ema, size):
     """Parameters and buffers of a module and those in it, by name; `size`: the bytes that all may take."""
-    found, seen, shared = {}, set(), set()
+    found, seen = {}, set()
 
     def collect(module, prefix):
         state = module.state if type(module) is Stub else None
@@ -666,16 +666,12 @@ def _tensors(ema, size):
                 if kind == "_modules":
                     collect(value, f"{prefix}{name}.")
                 elif type(value) is torch.Tensor and prefix + name not in found:
-                    found[prefix + name] = value
+                    found[prefix + name] = value.clone() if id(value) in seen else value
+                    seen.add(id(value))
                 else:
                     raise SnapshotError(f"holds {(prefix + name)[:100]!r}, which is no tensor or comes twice")
 
     collect(ema, "")
     if sum(value.nbytes for value in found.values()) > size:
         raise SnapshotError("holds more numbers than bytes: it uses some twice")
-    for name, value in found.items():
-        storage = value.untyped_storage()
-        if storage.data_ptr() in shared or storage.nbytes() != value.nbytes:
-            found[name] = value.clone()
-        shared.add(storage.data_ptr())
     return found
