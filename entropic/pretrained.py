@@ -154,9 +154,9 @@ def fill(experiment, progress=True):
         curve, amplitude = error_curve(experiment, progress)
         features = {name: metrics.feature_network(name, device=device) for name in experiment.extractors}
         for name in experiment.snapshots:
-            network, decode = _network(name, device, experiment.compiled), None
+            network = _network(name, device, experiment.compiled)
+            decode = _decoder(network, device)
             for solver, calls, schedule, run in _cells(experiment):
-                decode = decode or _decoder(network, device)
                 out = experiment.folder / _label(name) / _cell_name(solver, calls, schedule, run)
                 began, fresh = time.perf_counter(), _untouched(out)
                 made = generate(
@@ -181,11 +181,17 @@ def error_curve(experiment, progress=False):
     """The `ErrorCurve` that all networks share, with its Fourier directions, and the data's amplitudes in them.
 
     Algorithm 2 of the paper on the smallest network; computed once, by the first process, and kept.
+    ValueError: the store's curve was made with other parameters.
     """
     path = experiment.folder / "curve.npz"
-    device = local_device()
+    device, name = local_device(), _snapshots(experiment.dataset, experiment.curve_network)[0]
+    about = {
+        "curve_network": _label(name),
+        "curve_data": experiment.curve_data,
+        "curve_levels": experiment.curve_levels,
+        "curve_samples": experiment.curve_samples,
+    }
     if not path.is_file():
-        name = _snapshots(experiment.dataset, experiment.curve_network)[0]
         network = _network(name, device, compiled=False)
         x, labels = _curve_data(experiment, network, device, progress)
         _barrier()
@@ -208,11 +214,18 @@ def error_curve(experiment, progress=False):
             kept |= {"directions": found.directions["fourier"][0], "amplitude": amplitudes(basis, x)}
             part = path.with_name("curve.npz.part")
             with part.open("wb") as file:
-                np.savez(file, dim=found.dim, **{name: value.cpu().numpy() for name, value in kept.items()})
+                arrays = {name: value.cpu().numpy() for name, value in kept.items()}
+                np.savez(file, dim=found.dim, about=json.dumps(about), **arrays)
             os.replace(part, path)
         _barrier()
     with np.load(path, allow_pickle=False) as kept:
-        kept = {name: torch.from_numpy(np.asarray(kept[name])) for name in kept.files}
+        made_with = json.loads(str(kept["about"]))
+        kept = {name: torch.from_numpy(np.asarray(kept[name])) for name in kept.files if name != "about"}
+    for name, value in about.items():
+        if made_with[name] != value:
+            raise ValueError(
+                f"{name} = {value!r}, but {path} was made with {made_with[name]!r}; pass that, or another store"
+            )
     curve = ErrorCurve(
         kept["sigma"],
         kept["eps2"],

@@ -193,6 +193,8 @@ def test_curve_is_that_of_the_network_s_own_images(world):
     assert (amplitude > 0).all()
     again, _ = pretrained.error_curve(experiment)
     assert torch.equal(again.eps2, curve.eps2)
+    with pytest.raises(ValueError, match=r"curve_samples = 6, but .* was made with 12"):
+        pretrained.error_curve(_experiment(world, store="curve"))
     placed = pretrained.schedules(experiment, 4)
     assert torch.equal(placed["spectral rescaled entropic"], spectral_sigmas(4, curve, amplitude))
     assert list(placed) == experiment.schedules  # EDM's networks have no learned loss
