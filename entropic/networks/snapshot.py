@@ -27,7 +27,7 @@ from entropic.networks.weights import load_weights, save_weights
 __all__ = ["SnapshotError", "Stub", "load_snapshot", "read_pickle"]
 
 _REMEDY = "fetch it again from NVIDIA (https://nvlabs-fi-cdn.nvidia.com/edm/ or /edm2/)"
-_MAX_STEPS = 1_000_000  # opcodes; EDM2-XS has 21,000
+_MAX_STEPS = 500_000  # opcodes; a network has 20,000 to 100,000
 _MAX_TEXT = 1 << 24  # bytes of one string
 _MAX_DEPTH = 100  # objects inside one another; a network has some 20
 
@@ -377,11 +377,6 @@ class _Machine:
     def scalar(self, dtype, content):
         return self.numbers(dtype, content).item()
 
-    def array(self, kind, shape, code):
-        if type(kind) is not _Global or kind.name != "ndarray":
-            raise SnapshotError("holds an array of no known kind")
-        return _Array()
-
     def dtype(self, code, *flags):
         if type(code) is not str or not _NUMBERS.fullmatch(code):
             raise SnapshotError("holds an array that is not of plain numbers")
@@ -454,24 +449,20 @@ def _lengths(values):
     return values
 
 
-def _empty(kind):
-    return lambda machine: kind()
-
-
 _MAKERS = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Machine.persistent,
-    ("dnnlib.util", "EasyDict"): _empty(dict),
-    ("collections", "OrderedDict"): _empty(dict),
+    ("dnnlib.util", "EasyDict"): lambda machine: {},
+    ("collections", "OrderedDict"): lambda machine: {},
     ("torch.nn.modules.container", "ModuleDict"): lambda machine: Stub("ModuleDict"),
     ("torch._utils", "_rebuild_parameter"): _Machine.parameter,
     ("torch._utils", "_rebuild_tensor_v2"): _Machine.tensor,
     ("torch.storage", "_load_from_bytes"): _Machine.storage,
     ("numpy", "dtype"): _Machine.dtype,
-    ("numpy", "ndarray"): _empty(_Array),
+    ("numpy", "ndarray"): lambda machine: _Array(),
     **{
         (f"numpy.{core}.multiarray", name): maker
         for core in ("core", "_core")  # numpy 1 and 2
-        for name, maker in (("_reconstruct", _Machine.array), ("scalar", _Machine.scalar))
+        for name, maker in (("_reconstruct", lambda machine, *_: _Array()), ("scalar", _Machine.scalar))
     },
 }
 _OPCODES = {
@@ -666,12 +657,15 @@ def _tensors(ema, size):
                 if kind == "_modules":
                     collect(value, f"{prefix}{name}.")
                 elif type(value) is torch.Tensor and prefix + name not in found:
-                    found[prefix + name] = value.clone() if id(value) in seen else value
-                    seen.add(id(value))
+                    found[prefix + name] = value
                 else:
                     raise SnapshotError(f"holds {(prefix + name)[:100]!r}, which is no tensor or comes twice")
 
     collect(ema, "")
     if sum(value.nbytes for value in found.values()) > size:
         raise SnapshotError("holds more numbers than bytes: it uses some twice")
+    for name, value in found.items():  # safetensors keeps no tensor under two names
+        if id(value) in seen:
+            found[name] = value.clone()
+        seen.add(id(value))
     return found
