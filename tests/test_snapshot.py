@@ -124,13 +124,30 @@ def test_published_structure_and_outputs(tmp_path, torch1):
     x, sigma, label = (torch.from_numpy(arrays[name]) for name in ("x", "sigma", "class_idx"))
     for dtype, name in ((None, "D_as_published"), (torch.float32, "D_upcast_fp32")):
         with torch.inference_mode():
-            found = load_snapshot(path, cache=tmp_path, dtype=dtype)(
-                x.float(), sigma.flatten().float(), label
-            )
+            found = load_snapshot(path, cache=tmp_path, dtype=dtype)(x.float(), sigma, label)
         wanted = torch.from_numpy(arrays[name])
         assert dtype is not None or (found - torch.from_numpy(arrays["D_upcast_fp32"])).abs().max() < 1e-3
         # Rounding of the gains moves D by 1e-4 and more; float32 sums in another order, by less than 2e-5.
         assert (found - wanted).abs().max() < 2e-5 * wanted.abs().max()
+
+
+@oracle
+def test_published_structure_and_output_of_edm(tmp_path):
+    folder = Path(ORACLE)
+    kwargs = json.loads((folder / "edm-tiny-uncond-meta.json").read_text())["init_kwargs"]
+    network = EDMPrecond(**kwargs)
+    with np.load(folder / "edm-tiny-uncond-state.npz") as arrays:
+        state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    network.load_state_dict(state, assign=True)
+    limits = {"sigma_min": 0, "sigma_max": float("inf"), "sigma_data": 0.5}
+    tree = dict(s.snapshot(network, dict(kwargs), containers=OrderedDict, encoder=None, **limits))
+    path = written(tmp_path / "a.pkl", tree | {"augment_pipe": None}, torch1=True)
+    arrays = np.load(folder / "edm-tiny-uncond.npz")
+    x, sigma, wanted = (torch.from_numpy(arrays[name]) for name in ("x", "sigma", "D"))
+    for dtype in (None, torch.float32):
+        with torch.inference_mode():
+            found = load_snapshot(path, cache=tmp_path, dtype=dtype)(x, sigma)
+        assert (found - wanted).abs().max() < 2e-5 * max(1, wanted.abs().max())
 
 
 def test_the_second_load_reads_the_conversion(tmp_path, edm2, monkeypatch):
