@@ -339,6 +339,7 @@ def with_module(name):
 
 FLOATS = s.legacy_storage(torch.ones(8))
 STORAGE = s.call(s.named("torch.storage", "_load_from_bytes"), s.content(FLOATS))
+OTHER_COUNT = FLOATS[:-40] + struct.pack("<q", 9) + FLOATS[-32:]
 LARGE = s.content(s.legacy_storage(torch.ones(10_000))) + b"q\x000]"
 MEMOIZED = s.call(s.named("torch.storage", "_load_from_bytes"), b"h\x00")
 EMPTY = s.named("collections", "OrderedDict") + b")R"
@@ -577,9 +578,18 @@ REASONS = {
         "more numbers than bytes",
         s.program(s.content(bytes(800)), b"q\x000](", array((100,), None) * 100, b"e"),
     ),
+    "another count": (
+        "announces 8 numbers",
+        s.program(s.named("torch.storage", "_load_from_bytes"), s.content(OTHER_COUNT), b"\x85R"),
+    ),
     "complex array": ("not of plain numbers", pickle.dumps(np.zeros(2, dtype=np.complex64), 4)),
     "array of text": ("not of plain numbers", pickle.dumps(np.array(["a"]), 4)),
     "array of nothing known": ("not of plain numbers", pickle.dumps(np.zeros(2, dtype=np.longdouble), 4)),
+    "call of a dict": ("calls what is no function", s.program(b"})R")),
+    "arguments in a list": (
+        "calls what is no function",
+        s.program(s.named("collections", "OrderedDict"), b"]R"),
+    ),
     "reference": ("refers to an object outside", s.program(b")Q")),
     "reference to text": ("refers to an object outside", s.program(s.text("x"), b"Q")),
 }

@@ -28,7 +28,6 @@ __all__ = ["SnapshotError", "Stub", "load_snapshot", "read_pickle"]
 
 _REMEDY = "fetch it again from NVIDIA (https://nvlabs-fi-cdn.nvidia.com/edm/ or /edm2/)"
 _MAX_STEPS = 500_000  # opcodes; a network has 20,000 to 100,000
-_MAX_TEXT = 1 << 24  # bytes of one string
 _MAX_DEPTH = 100  # objects inside one another; a network has some 20
 
 
@@ -279,9 +278,7 @@ class _Machine:
         self.push(self.number(count, signed=True))
 
     def text(self, width):
-        if (count := self.number(width)) > _MAX_TEXT:
-            raise SnapshotError(f"holds a string of {count} bytes")
-        self.push(str(self.take(count), "utf-8"))
+        self.push(str(self.take(self.number(width)), "utf-8"))
 
     def line(self):
         for end in range(self.at, min(self.at + 200, len(self.data))):
