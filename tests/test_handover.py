@@ -102,6 +102,9 @@ def table(scheduler):
     return (((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** 0.5).double()
 
 
+STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
 class Network:
     """A Gaussian's denoiser as a trained network: it takes the scaled state and a time of 0..999, not sigma."""
 
@@ -192,9 +195,7 @@ def test_euler_discrete_tells_the_network_no_time_beyond_its_table(diffusers):
     Where the first two lie above it, the scheduler finds its time twice and takes the second: it skips a step and
     fails at the end, unless told where to begin. So choose sigma_min and sigma_max inside the table.
     """
-    # Stable Diffusion's
-    options = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    scheduler = diffusers.EulerDiscreteScheduler(**options)
+    scheduler = diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION)
     inside = table(scheduler)[[0, -1]].tolist()
     assert inside == pytest.approx([0.0292, 14.61], rel=2e-3)
     sigmas = edm_sigmas(N)
@@ -294,6 +295,17 @@ def test_dpm_solver_multistep_snaps_to_its_table(diffusers):
         torch.testing.assert_close(scheduler.sigmas[:-1].double(), known[index], rtol=4 * HALF_ULP32, atol=0)
     miss = (scheduler.sigmas[:-1].double() / sigmas[:-1] - 1).abs()
     assert 0.005 < miss.max() < 0.2
+
+
+def test_dpm_solver_multistep_makes_nan_of_a_level_twice(diffusers):
+    """Levels closer than its table's become one, and it divides by the step of length 0: drop the duplicates."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(**STABLE_DIFFUSION)
+    sigmas = log_sigmas(32, *table(scheduler)[[0, -1]].tolist())
+    times = np.rint(times_of(sigmas, scheduler))
+    for taken, finite in ((times, False), (np.unique(times)[::-1], True)):
+        scheduler.set_timesteps(timesteps=taken.copy())
+        assert (np.diff(taken) < 0).all() == finite
+        assert sample(scheduler, Network(scheduler), start(sigmas)).isfinite().all() == finite
 
 
 # diffusers, by another road: flows and EDM
