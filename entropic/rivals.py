@@ -7,7 +7,7 @@ with x (N, ...) the states to start from at sigma_max, or `function(denoiser, x0
 One call is one evaluation of the denoiser on one sample, so that a batch of N counts N. `batch` bounds the rows
 the denoiser sees at once and changes no result. Frames: s = 1 unless a `process` is named.
 All raise ValueError for n < 2, for a range that is not 0 < sigma_min < sigma_max, for x that is not floating,
-finite and with rows, and for a denoiser that changes the shape or returns NaN.
+finite and of two or more dimensions, and for a denoiser that changes the shape or returns NaN.
 """
 
 import math
@@ -128,7 +128,7 @@ def klub(curve, sigmas):
     as D is a martingale. The step to 0 has an infinite bound and is left out. For N(0, c^2 I) it is least where
     1/c^2 + 1/sigma^2 is geometric: exactly uniform in the entropic time, not in arctan(sigma / c), which is
     optimal for the KL of the deterministic sampler (theorem 3.1 of the same paper). With small steps the best
-    density is sqrt(eps2'(sigma) / sigma^3). Source: Sabour et al. (2024), theorem 3.2; eq. 13 for H.
+    density is sqrt(eps2'(sigma) / sigma^3). Source: Sabour et al. (2024), Align Your Steps; eq. 13 for H.
     """
     sigma = _check.schedule(sigmas)[:-1]
     if len(sigma) < 2:
@@ -144,8 +144,7 @@ def ays_sigmas(curve, n, sigma_min=0.002, sigma_max=80.0, *, candidates=11, stag
     midpoint and the descent goes on, `stages` grids in all (11, 21, 41). Another n is read off the smallest grid
     that has n levels (else the largest) by linear interpolation of log sigma over the index. The descent stalls a few
     percent above the least bound, `klub_sigmas`; more candidates come nearer. Calls: none beyond the curve's own.
-    Source: Sabour et al. (2024), section 3 and appendix B; theirs estimates each bound from
-    samples, early stopping by FID included, which exact bounds do not need.
+    Source: Sabour et al. (2024), Align Your Steps, who estimate each bound from 8192 samples.
     """
     n, count = integer("n", n, 2), integer("candidates", candidates, 1)
     stages, max_sweeps = integer("stages", stages, 1), integer("max_sweeps", max_sweeps, 1)
@@ -161,9 +160,9 @@ def ays_sigmas(curve, n, sigma_min=0.002, sigma_max=80.0, *, candidates=11, stag
                 inside = torch.arange(first, len(x) - 1, 2)
                 above, below = x[inside - 1, None], x[inside + 1, None]
                 tried = torch.cat([x[inside, None], above + share * (below - above)], 1)
-                # Unsplit ends keep a level fixed to the last bit where staying is best.
                 cost = bound(above.exp(), tried.exp()) + bound(tried.exp(), below.exp())
                 least, best = cost.min(1)
+                # A gain within rounding is none, or the descent would not end.
                 best = torch.where(least < cost[:, 0] * (1 - 1e-12), best, 0)
                 moved |= bool(best.any())
                 x[inside] = tried.gather(1, best[:, None])[:, 0]
@@ -179,7 +178,7 @@ def ays_sigmas(curve, n, sigma_min=0.002, sigma_max=80.0, *, candidates=11, stag
 def klub_sigmas(curve, n, sigma_min=0.002, sigma_max=80.0, *, levels=400):
     """The least KLUB of a curve, for comparison with `ays_sigmas`; a dynamic programme, no calls beyond the curve's.
 
-    Exact over `levels` candidates even in log sigma, then refined in shrinking windows to 1e-12 in log sigma.
+    Exact over `levels` candidates even in log sigma, then refined in shrinking windows to 1e-8 in log sigma.
     """
     n = integer("n", n, 2)
     bound, levels = _Klub(curve), integer("levels", levels, n)
@@ -192,13 +191,15 @@ def klub_sigmas(curve, n, sigma_min=0.002, sigma_max=80.0, *, levels=400):
     inside = cost(grid, grid)
     sigma = grid[_cheapest([inside] * (n - 1))]
     width, window = math.log(grid[0] / grid[1]), torch.linspace(-1.0, 1.0, 9, dtype=torch.float64)
-    while n > 2 and width > 1e-12:
+    value = math.inf
+    while n > 2 and width > 1e-8:
         tried = (sigma[:, None].log() + width * window).exp().clamp(grid[-1], grid[0])
         tried[0], tried[-1] = grid[0], grid[-1]
         best = _cheapest(cost(tried[:-1], tried[1:]))
         sigma = tried[torch.arange(n), best]
-        # The window shrinks once no level wants to leave it.
-        if ((best > 0) & (best < 8))[1:-1].all():
+        before, value = value, bound(sigma[:-1], sigma[1:]).sum().item()
+        # The window shrinks once no level leaves it for a gain above rounding.
+        if ((best > 0) & (best < 8))[1:-1].all() or not value < before * (1 - 1e-12):
             width /= 3
     return _ending_in_zero(sigma)
 
@@ -566,9 +567,9 @@ class _Klub:
 
 
 def _states(name, x):
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim == 0 or len(x) == 0:
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
         what = f"a {x.dtype} tensor of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else repr(x)
-        raise ValueError(f"{name} = {what}; pass a floating tensor (N, ...) with at least one row")
+        raise ValueError(f"{name} = {what}; pass a floating tensor (N, ...), at least one row of one entry")
     return _check.check_finite(name, x.detach())
 
 

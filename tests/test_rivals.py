@@ -604,7 +604,7 @@ def test_images_in_batches_of_any_size_and_every_call_counted(name):
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_bad_denoisers_and_states_are_refused(name):
     place, good = MODELS[name], _normal(4, 2)
-    for x in (good.long(), torch.tensor(1.0), good[:0], None, torch.full((2, 2), math.nan)):
+    for x in (good.long(), torch.tensor(1.0), good[0], good[:0], None, torch.full((2, 2), math.nan)):
         with pytest.raises(ValueError, match=r"x0? = |x0?\["):
             MODELS[name](PLANE.denoiser, _Held(x) if x is None else x)
     with pytest.raises(ValueError, match="returned shape"):
