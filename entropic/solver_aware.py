@@ -46,7 +46,7 @@ _LOCAL = {
 _ALIAS = {"sddim": "ddim_stochastic"}
 _ALPHA = {"kl": 0.0, "w2": 1.0}
 _FEW = 8  # up to so many levels a density is not yet the best of grids
-_MISFIT = 0.02  # of u, root mean square: a curve further from every Gaussian spectrum is not taken for one
+_MISFIT = 0.01  # of u, root mean square: a curve further from every Gaussian spectrum is not taken for one
 
 
 # ------------------------------------------------------------------------------------------------- one step
@@ -229,12 +229,12 @@ def solver_aware_sigmas(
     """The n levels, then 0, that suit a solver and a metric, from an `ErrorCurve` that covers their range.
 
     With `directions` each bin is one direction of variance V_i / m_i, with its `multiplicity` (m,) the number of its
-    dimensions (see `Basis`; 1 unless given). Without, the directions are those of `implied_spectrum`, unless the data
-    have one dimension or no Gaussian spectrum fits the curve: then it counts as one direction of curve.dim dimensions.
+    dimensions (see `Basis`; 1 unless given). Without, the directions are those of `implied_spectrum`, but of data of
+    one dimension (curve.dim = 1), whose direction is known.
 
     method "density": the best density for many steps. "recursion": `gaussian_optimal_sigmas` of the implied
     spectrum. "auto": the recursion for n <= 8 and for solvers of second order, if the spectrum fits (root mean square
-    of its misfit in u at most 0.02), else the density. On power laws with n <= 8 the recursion takes off 10 to 25%
+    of its misfit in u at most 0.01), else the density. On power laws with n <= 8 the recursion takes off 10 to 25%
     of the density's deviation for stochastic DDIM, nothing for DDIM, half or more for Heun and still more for
     DPM-Solver++(2M), whose error changes sign, so that its density is a stopgap. On separate modes, which no Gaussian
     spectrum has, the density is the better. ValueError: as `gaussian_optimal_sigmas`; a curve that lacks what is
@@ -247,18 +247,17 @@ def solver_aware_sigmas(
     exponent = _exponent(metric, alpha)
     parts, counts = _bins(curve, multiplicity)
     exact = method == "recursion" or (method == "auto" and (n <= _FEW or order(solver) == 2))
-    u, variances = None, None
-    if exact or (curve.directions is None and curve.dim != 1):
+    implied = curve.directions is None and curve.dim != 1
+    if exact or implied:
         variances, masses = implied_spectrum(curve)
-        fits = _misfit(curve, variances, masses) <= _MISFIT
-        if method == "recursion" or (exact and fits):
+        if method == "recursion" or (exact and _misfit(curve, variances, masses) <= _MISFIT):
             _covered(curve, low, high)
             return gaussian_optimal_sigmas(
                 variances, n, solver, metric, low, high, alpha=alpha, multiplicity=masses
             )
-        if curve.directions is None and curve.dim != 1 and fits:
-            u, counts = 1 / (1 + curve.sigma[:, None].square() / variances), masses
-    if u is None:
+    if implied:
+        u, counts = 1 / (1 + curve.sigma[:, None].square() / variances), masses
+    else:
         u = (parts / (counts * curve.sigma[:, None].square())).clamp(0, 1)
         # The variance of a Gaussian that has the error of the last level; a bin without error has no weight.
         last = u[-1].clamp_max(1 - 1e-9)
@@ -276,7 +275,9 @@ def implied_spectrum(curve, size=96):
     for itself and the masses are added. A few atoms come out, however many variances the data have: by the
     smoothness of the kernel they have the same error, and nearly the same best grids. ValueError: a curve of zeros.
     """
-    parts, _ = _bins(curve, None, count=False)
+    if not isinstance(curve, ErrorCurve):
+        raise ValueError(f"curve is a {type(curve).__name__}; pass an ErrorCurve")
+    parts = curve.eps2[:, None] if curve.directions is None else curve.directions
     square, total = curve.sigma.square(), curve.eps2.max()
     if not total > 0:
         raise ValueError("eps2 = 0 at every level; a curve without error implies no spectrum")
@@ -400,19 +401,19 @@ def _multiplicity(multiplicity, m):
     return multiplicity
 
 
-def _bins(curve, multiplicity, count=True):
+def _bins(curve, multiplicity):
     """Errors by bin (n, m) and the number of dimensions in each (m,)."""
     if not isinstance(curve, ErrorCurve):
         raise ValueError(f"curve is a {type(curve).__name__}; pass an ErrorCurve")
-    if curve.directions is not None:
-        m = curve.directions.shape[1]
-        if count and multiplicity is None and curve.dim not in (None, m):
+    if curve.directions is None:
+        if multiplicity is not None:
             raise ValueError(
-                f"multiplicity = None, but the {m} bins hold {curve.dim} dimensions; pass that of the basis"
+                f"multiplicity = {multiplicity}, but curve.directions = None; pass both or neither"
             )
-        return curve.directions, _multiplicity(multiplicity, m)
-    if multiplicity is not None:
-        raise ValueError(f"multiplicity = {multiplicity}, but curve.directions = None; pass both or neither")
-    if count and curve.dim is None:
-        raise ValueError("curve.dim = None; pass ErrorCurve the dimension, or the error by direction")
-    return curve.eps2[:, None], torch.full((1,), float(curve.dim or 1), dtype=torch.float64)
+        return curve.eps2[:, None], torch.ones(1, dtype=torch.float64)
+    m = curve.directions.shape[1]
+    if multiplicity is None and curve.dim not in (None, m):
+        raise ValueError(
+            f"multiplicity = None, but the {m} bins hold {curve.dim} dimensions; pass that of the basis"
+        )
+    return curve.directions, _multiplicity(multiplicity, m)
