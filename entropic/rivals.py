@@ -212,8 +212,8 @@ def dmn_objective(sigmas, p=2.0, order=3, truncate=3):
 
     With lambda = -ln sigma, the step from lambda_s gives the levels s, s - 1, ... the integrals of exp(lambda) times
     their Lagrange polynomials, `order` levels but 1, 2, ... in the first steps and ..., 2, 1 in the last ones;
-    sigma_i and alpha_i are those of the VP frame. As in the source, the first `truncate` steps and the last one
-    do not add up with the others: each enters by the root of its summed squares. The step to 0 is left out.
+    sigma_i and alpha_i are those of the VP frame. As in the source, the first `truncate` steps do
+    not add up with the others: each enters by the root of its summed squares. The step to 0 is left out.
     Source: Xue et al. (2024) and its public code, StepOptim.
     """
     sigma = _check.schedule(sigmas)[:-1]
@@ -735,7 +735,7 @@ def _dmn(x, p, order, truncate, smooth=0.0):
                     basis = basis * (at - nodes[..., m, None]) / (nodes[..., j] - nodes[..., m])[..., None]
             terms.append(basis.sum(-1))
         terms = torch.stack(terms, -1) * error[..., index]
-        apart = (some < truncate) | (some == steps - 1)
+        apart = some < truncate
         alone = alone + terms[..., apart, :].norm(dim=-1).sum(-1)
         shared = shared.index_add(-1, index[~apart].flatten(), terms[..., ~apart, :].flatten(-2))
     return alone + ((shared.square() + smooth**2).sqrt() if smooth else shared.abs()).sum(-1)

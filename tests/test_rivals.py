@@ -332,7 +332,9 @@ def _teacher(x, sigmas):
     return states, slopes
 
 
-@pytest.mark.parametrize(("n", "discount"), [(2, 1.15), (3, 1.15), (4, 1.15), (5, 1.0), (9, 1.15)])
+@pytest.mark.parametrize(
+    ("n", "discount"), [(2, 1.15), (3, 1.15), (4, 1.15), (4, 0.2), (5, 1.0), (5, 4.0), (9, 1.15)]
+)
 def test_gits_is_the_cheapest_of_all_choices(n, discount):
     levels = 9
     grid = edm_sigmas(levels)[:-1].tolist()
@@ -435,6 +437,19 @@ def test_cos_has_equal_work_in_every_step_of_gaussian_data(c):
     # E||x||^2 is a mean over 16,000 numbers: sqrt(L) is off by 0.6 % (one deviation) at most, its shares by less.
     assert error[1] < 3 * 0.006 + 0.5 / 128
     assert calls == [2 * 4000 * 63 * 3, 2 * 4000 * 127 * 3]
+
+
+def test_cos_takes_its_state_from_the_noisy_end_and_its_factor_from_the_other():
+    c, levels = 0.5, 6
+    placed = cos_sigmas(_gaussian(c), c * _normal(4000, 4), 9, _generator(2), levels=levels, rounds=1)
+    grid = edm_sigmas(levels)[:-1]
+    variance = c**2 + grid.square()
+    work = grid[1:] * variance[:-1].sqrt() * (1 / variance[1:] - 1 / variance[:-1])
+    total = np.concatenate([[0.0], work.cumsum(0).numpy()])
+    expected = np.exp(np.interp(np.linspace(0, total[-1], 9), total, grid.log().numpy()))
+    share = np.interp(-placed.sigmas[:-1].log().numpy(), -grid.log().numpy(), total / total[-1])
+    assert np.abs(share - np.linspace(0, 1, 9)).max() < 3 * 0.006
+    assert placed.sigmas[:-1].numpy() == pytest.approx(expected, rel=0.1)
 
 
 def test_cos_in_the_frame_of_a_process():
