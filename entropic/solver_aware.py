@@ -45,7 +45,7 @@ _LOCAL = {
 }
 _ALIAS = {"sddim": "ddim_stochastic"}
 _ALPHA = {"kl": 0.0, "w2": 1.0}
-_FEW = 8  # up to so many levels a density is not yet the best of grids
+_FEW = 64  # beyond, a density is as good as the best grid of a first-order solver, and a search is slow
 _MISFIT = 0.01  # of u, root mean square: a curve further from every Gaussian spectrum is not taken for one
 
 
@@ -228,17 +228,17 @@ def solver_aware_sigmas(
 ):
     """The n levels, then 0, that suit a solver and a metric, from an `ErrorCurve` that covers their range.
 
-    With `directions` each bin is one direction of variance V_i / m_i, with its `multiplicity` (m,) the number of its
-    dimensions (see `Basis`; 1 unless given). Without, the directions are those of `implied_spectrum`, but of data of
-    one dimension (curve.dim = 1), whose direction is known.
+    method "recursion": `gaussian_optimal_sigmas` of `implied_spectrum`, in a second or so; of the total error only.
+    "density": the best density for many steps, in milliseconds. Where the curve has `directions`, each bin is one of
+    variance V_i / m_i, its `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless given); noise in
+    u_i counts at low sigma, where 1 - u_i is small. Else the directions are the implied spectrum's, but for data of
+    one dimension (curve.dim = 1), whose direction is known. "auto": the recursion for n <= 64 if the spectrum fits
+    (root mean square of its misfit in u at most 0.01), else the density.
 
-    method "density": the best density for many steps. "recursion": `gaussian_optimal_sigmas` of the implied
-    spectrum. "auto": the recursion for n <= 8 and for solvers of second order, if the spectrum fits (root mean square
-    of its misfit in u at most 0.01), else the density. On power laws with n <= 8 the recursion takes off 10 to 25%
-    of the density's deviation for stochastic DDIM, nothing for DDIM, half or more for Heun and still more for
-    DPM-Solver++(2M), whose error changes sign, so that its density is a stopgap. On separate modes, which no Gaussian
-    spectrum has, the density is the better. ValueError: as `gaussian_optimal_sigmas`; a curve that lacks what is
-    needed.
+    On power laws with n <= 8 the recursion takes off 10 to 25% of the density's deviation for stochastic DDIM,
+    up to 4% for DDIM, half or more for Heun and still more for DPM-Solver++(2M), whose error changes sign, so that its
+    density is a stopgap. On separate modes, which no Gaussian spectrum has, the density is the better. ValueError: as
+    `gaussian_optimal_sigmas`; a curve that lacks what is needed.
     """
     n, solver = _check.integer("n", n, 2), _solver(solver)
     if method not in ("auto", "density", "recursion"):
@@ -246,7 +246,7 @@ def solver_aware_sigmas(
     low, high = _check.sigma_range(sigma_min, sigma_max)
     exponent = _exponent(metric, alpha)
     parts, counts = _bins(curve, multiplicity)
-    exact = method == "recursion" or (method == "auto" and (n <= _FEW or order(solver) == 2))
+    exact = method == "recursion" or (method == "auto" and n <= _FEW)
     implied = curve.directions is None and curve.dim != 1
     if exact or implied:
         variances, masses = implied_spectrum(curve)
@@ -271,33 +271,23 @@ def implied_spectrum(curve, size=96):
 
     Nonnegative least squares for masses m_k on `size` variances, c_k uniform in log c over the curve's range:
     sum_k m_k c_k^2 sigma^2 / (c_k^2 + sigma^2) = eps2, weighted by 1 / sigma^2 + D / V. One direction alone makes no
-    larger error than all: c^2 <= 1 / (1 / eps2 - 1 / sigma^2), at the last level. With directions each bin is fitted
-    for itself and the masses are added. A few atoms come out, however many variances the data have: by the
-    smoothness of the kernel they have the same error, and nearly the same best grids. ValueError: a curve of zeros.
+    larger error than all: c^2 <= 1 / (1 / eps2 - 1 / sigma^2), at the last level. A few atoms come out, however many
+    variances the data have: by the smoothness of the kernel they have the same error, and nearly the same best grids.
+    `curve.directions` is not used: bin by bin, noise would tell more. ValueError: a curve of zeros.
     """
     if not isinstance(curve, ErrorCurve):
         raise ValueError(f"curve is a {type(curve).__name__}; pass an ErrorCurve")
-    parts = curve.eps2[:, None] if curve.directions is None else curve.directions
     square, total = curve.sigma.square(), curve.eps2.max()
     if not total > 0:
         raise ValueError("eps2 = 0 at every level; a curve without error implies no spectrum")
-
-    def limit(eps2):
-        return 1 / (1 / eps2[-1] - 1 / square[-1]).clamp_min(1 / square[-1])
-
-    ends = square[0].log(), limit(curve.eps2).maximum(4 * square[0]).log()
+    most = 1 / (1 / curve.eps2[-1] - 1 / square[-1]).clamp_min(1 / square[-1])
+    ends = square[0].log(), most.maximum(4 * square[0]).log()
     variances = torch.linspace(*ends, _check.integer("size", size, 2), dtype=torch.float64).exp()
-    rows = 1 / square[:, None] + (curve.eps2 / square).max() / total
-    scaled = (rows / (1 / variances + 1 / square[:, None])).numpy()
+    rows = 1 / square + (curve.eps2 / square).max() / total
+    scaled = (rows[:, None] / (1 / variances + 1 / square[:, None])).numpy()
     norms = np.linalg.norm(scaled, axis=0)
-    q, r = np.linalg.qr(scaled / norms)
-    masses = np.zeros(len(norms))
-    for part in parts.T:
-        # one variance above the limit, lest it is cut where it falls between two
-        some = 1 + int((variances < limit(part)).sum())
-        masses[:some] += _nonnegative(r[:, :some], q.T @ (rows[:, 0] * part).numpy())
-    kept = torch.as_tensor(masses > 0)
-    return variances[kept], torch.as_tensor(masses / norms)[kept]
+    masses = torch.as_tensor(_nonnegative(scaled / norms, (rows * curve.eps2).numpy()) / norms)
+    return variances[masses > 0], masses[masses > 0]
 
 
 def _misfit(curve, variances, masses):

@@ -397,8 +397,7 @@ def test_nonnegative_least_squares(seed):
     np.testing.assert_allclose(solver_aware._nonnegative(a, b), scipy.optimize.nnls(a, b)[0], atol=1e-10)
 
 
-@pytest.mark.parametrize("split", [True, False])
-def test_an_implied_spectrum_has_the_curves_error(split):
+def test_an_implied_spectrum_has_the_curves_error():
     # A variance between two of the grid's, spacing d in log c, is replaced by both: the chord of eps2 in log c is off
     # by at most d^2 / 8 times 4 (1 - u) (1 - 2 u) <= 4 of eps2. Least squares do no worse, in their weighted norm.
     spacing = math.log(80 / 0.002) / 95
@@ -408,7 +407,7 @@ def test_an_implied_spectrum_has_the_curves_error(split):
         power_law(1.3),
         power_law(0.5, 9) * 4,
     ):
-        curve = gaussian_curve(v, split=split)
+        curve = gaussian_curve(v)
         variances, masses = implied_spectrum(curve)
         assert (masses > 0).all() and len(masses) <= 96
         fitted = (masses / (1 / variances + 1 / LEVELS[:, None].square())).sum(1)
@@ -426,10 +425,9 @@ def test_a_total_error_curve_is_enough_for_the_best_grid(solver):
     for decay, metric in ((1.0, "kl"), (1.5, "w2")):
         v = power_law(decay)
         best = gaussian_deviation(v, gaussian_optimal_sigmas(v, 6, solver, metric), solver, metric)
-        for split in (True, False):
-            sigmas = solver_aware_sigmas(gaussian_curve(v, split=split), 6, solver, metric)
-            found = gaussian_deviation(v, sigmas, solver, metric)
-            assert found < best * (1.1 if solver == "dpmpp_2m" else 1.01)
+        sigmas = solver_aware_sigmas(gaussian_curve(v, split=False), 6, solver, metric)
+        found = gaussian_deviation(v, sigmas, solver, metric)
+        assert found < best * (1.1 if solver == "dpmpp_2m" else 1.01)
 
 
 @pytest.mark.parametrize("decay", [1.0, 1.5, 2.0])
@@ -462,15 +460,15 @@ def test_noise_in_the_curve_hardly_moves_a_grid():
 
 
 def test_method_by_default():
-    v = power_law(1.5, 3)
-    curve = gaussian_curve(v)
-    for solver in SOLVERS:
-        for n in (4,) if solver == "dpmpp_2m" else (8, 9):
-            second = order(solver) == 2
-            method = "recursion" if n <= 8 or second else "density"
-            assert torch.equal(
-                solver_aware_sigmas(curve, n, solver), solver_aware_sigmas(curve, n, solver, method=method)
-            )
+    curve = gaussian_curve(power_law(1.5, 3))
+    for solver, n, method in (
+        ("ddim", 9, "recursion"),
+        ("heun", 33, "recursion"),
+        ("dpmpp_2m", 4, "recursion"),
+        ("heun", 65, "density"),
+    ):
+        one, other = (solver_aware_sigmas(curve, n, solver, method=m) for m in ("auto", method))
+        assert torch.equal(one, other)
 
 
 def test_without_directions_the_density_is_that_of_the_implied_spectrum():
