@@ -274,6 +274,13 @@ def test_an_optimal_grid_is_deterministic_and_merges_directions():
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("variance", [1e-20, 1e8])
+def test_variances_far_outside_the_range_have_a_grid(solver, variance):
+    sigmas = gaussian_optimal_sigmas([variance], 5, solver, "w2")
+    assert (sigmas.diff() < 0).all() and len(sigmas) == 6
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_grids_descend_between_their_ends(solver, n):
     v = power_law(2.0, 30)
