@@ -93,13 +93,22 @@ def _aware(work, n, solver, **measure):
         sigma_min=LOW,
         sigma_max=HIGH,
         multiplicity=work.multiplicity,
+        free_end=True,
         **measure,
     )
 
 
 def _spectrum(work, n, solver, metric="kl", alpha=None):
     return gaussian_optimal_sigmas(
-        work.variances, n, SOLVERS[solver].key, metric, LOW, HIGH, alpha=alpha, multiplicity=work.counts
+        work.variances,
+        n,
+        SOLVERS[solver].key,
+        metric,
+        LOW,
+        HIGH,
+        alpha=alpha,
+        multiplicity=work.counts,
+        free_end=True,
     )
 
 
@@ -116,7 +125,7 @@ def _from_data(function, work, n, solver, count=256):
 
 
 # Name -> function(work, n, solver) of sigmas, or of `rivals.Placed`. All keep to LOW and HIGH but "simple" and "Beta",
-# whose table of training levels ends where it ends.
+# whose table of training levels ends where it ends, and those that choose their last level: "OSS" and ours.
 RIVALS = {
     "EDM": lambda work, n, solver: edm_sigmas(n, LOW, HIGH),
     "log": lambda work, n, solver: log_sigmas(n, LOW, HIGH),
@@ -157,7 +166,7 @@ def _levels(count=96):
 
 
 def gaussians():
-    """Gaussian data, isotropic and with spectra that fall as a power: exact KL and squared W2."""
+    """Gaussian data, isotropic and with spectra that fall as a power: exact KL(generated || data) and squared W2."""
     order = torch.arange(1, 301, dtype=torch.float64)
     spectra = {"isotropic": torch.ones(1, dtype=torch.float64), "k^-1": 1 / order, "k^-2": order**-2}
     sigma = _levels()
@@ -165,7 +174,7 @@ def gaussians():
     def work(name, variances):
         def measure(solver, sigmas, run):
             made = gaussian_law(variances, sigmas, SOLVERS[solver].key, start="exact")
-            return {"KL": float(gaussian_kl(variances, made)), "W2": float(gaussian_w2(variances, made))}
+            return {"KL": float(gaussian_kl(made, variances)), "W2": float(gaussian_w2(variances, made))}
 
         def draw(n, generator):
             return variances.sqrt() * torch.randn(n, len(variances), generator=generator, dtype=torch.float64)

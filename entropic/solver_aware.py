@@ -104,47 +104,61 @@ def gaussian_optimal_sigmas(
     *,
     alpha=None,
     multiplicity=None,
+    free_end=False,
 ):
     """The n levels, then 0, that minimise `gaussian_deviation`, its ends fixed at sigma_max and sigma_min.
 
-    variances (K,) >= 0 of the data along its principal directions, multiplicity (K,) > 0 or one each. L-BFGS on the
-    gaps of log sigma, which a softmax keeps positive, from four starts: the density's grid, log, EDM and arctan
-    grids; deterministic. The result is never worse than any of the starts. ValueError: n < 2, no variance above 0,
-    a bad range, an unknown solver or metric.
+    variances (K,) >= 0 of the data along its principal directions, multiplicity (K,) > 0 or one each. With `free_end`
+    the last level is free, too, at sigma_min or above: at few steps a level far below all variances is wasted.
+    L-BFGS on the gaps of log sigma, which a softmax keeps positive, from the density's, log, EDM and arctan grids;
+    deterministic. The result is never worse than any of the starts, and with `free_end` never worse than without.
+    ValueError: n < 2, no variance above 0, a bad range, an unknown solver or metric.
     """
     n, solver = _check.integer("n", n, 2), _solver(solver)
     low, high = _check.sigma_range(sigma_min, sigma_max)
     variances, multiplicity = _spectrum(variances, multiplicity)
     measure = _measure(variances, multiplicity, metric, alpha)
-    if n == 2:
-        return _ending_in_zero(torch.tensor([high, low], dtype=torch.float64))
+    weights = multiplicity * variances ** _exponent(metric, alpha)
+    middle = (variances.log().mean() / 2).exp()
 
     def deviation(sigmas):
         return measure(_ratio(variances, sigmas, solver))
 
-    weights = multiplicity * variances ** _exponent(metric, alpha)
-    sigma = log_sigmas(257, low, high)[:-1].flip(0)
-    u = 1 / (1 + sigma[:, None].square() / variances)
-    starts = [
-        time_sigmas(n, _density_time(sigma, u, weights, solver, low, high), low, high),
-        log_sigmas(n, low, high),
-        edm_sigmas(n, low, high),
-        arctan_sigmas(n, low, high, c=(variances.log().mean() / 2).exp().clamp(low, high)),
-    ]
-    return min((_descend(deviation, start) for start in starts), key=lambda pair: pair[0])[1]
+    def starts(low):
+        sigma = log_sigmas(257, low, high)[:-1].flip(0)
+        u = 1 / (1 + sigma[:, None].square() / variances)
+        yield time_sigmas(n, _density_time(sigma, u, weights, solver, low, high), low, high)
+        yield log_sigmas(n, low, high)
+        yield edm_sigmas(n, low, high)
+        yield arctan_sigmas(n, low, high, c=middle.clamp(low, high))
+
+    if n == 2:
+        found = [(torch.inf, _ending_in_zero(torch.tensor([high, low], dtype=torch.float64)))]
+        found[0] = deviation(found[0][1]).item(), found[0][1]
+    else:
+        found = [_descend(deviation, start) for start in starts(low)]
+    if free_end:
+        for c in (variances.sqrt().min(), middle):  # the last level belongs somewhat below the data's scales
+            above = (c / 4).clamp(low * 1.5, high / 4).item()
+            if above > low:
+                found += [_descend(deviation, start, low) for start in starts(above)]
+    return min(found, key=lambda pair: pair[0])[1]
 
 
-def _descend(deviation, sigmas):
-    """The smallest deviation that L-BFGS meets from a grid, and its grid."""
-    ends = sigmas[[0, -2]].log()
-    free = (-sigmas[:-1].log().diff()).log().requires_grad_()
+def _descend(deviation, sigmas, low=None):
+    """The smallest deviation that L-BFGS meets from a grid, and its grid; its last level free above `low` if given."""
+    logs = sigmas[:-1].log()
+    if low is not None:
+        logs = torch.cat([logs, torch.tensor([low], dtype=torch.float64).log()])
+    free = (-logs.diff()).log().requires_grad_()
+    last = sigmas[-2:] if low is None else sigmas[-1:]
     scale = deviation(sigmas).item()
     best = [scale, sigmas]
 
     def closure():
         free.grad = None
-        inner = ends[0] - (ends[0] - ends[1]) * free.softmax(0).cumsum(0)[:-1]
-        grid = torch.cat([sigmas[:1], inner.exp(), sigmas[-2:]])
+        inner = logs[0] - (logs[0] - logs[-1]) * free.softmax(0).cumsum(0)[:-1]
+        grid = torch.cat([sigmas[:1], inner.exp(), last])
         value = deviation(grid)
         loss = value / scale
         loss.backward()
@@ -225,6 +239,7 @@ def solver_aware_sigmas(
     alpha=None,
     multiplicity=None,
     method="auto",
+    free_end=False,
 ):
     """The n levels, then 0, that suit a solver and a metric, from an `ErrorCurve` that covers their range.
 
@@ -238,7 +253,8 @@ def solver_aware_sigmas(
     On power laws with n <= 8 the recursion takes off up to 4% of the density's deviation for DDIM, 3 to 25% for
     stochastic DDIM, half or more for Heun, and for DPM-Solver++(2M), whose error changes sign so that the best grids
     let it cancel, a quarter to nearly all. On separate modes, which no Gaussian spectrum has, the density is the
-    better. ValueError: as `gaussian_optimal_sigmas`; a curve that lacks what is needed.
+    better. `free_end` is as there; a density always ends at sigma_min. ValueError: as `gaussian_optimal_sigmas`; a
+    curve that lacks what is needed.
     """
     n, solver = _check.integer("n", n, 2), _solver(solver)
     if method not in ("auto", "density", "recursion"):
@@ -253,7 +269,7 @@ def solver_aware_sigmas(
         if method == "recursion" or (exact and _misfit(curve, variances, masses) <= _MISFIT):
             _covered(curve, low, high)
             return gaussian_optimal_sigmas(
-                variances, n, solver, metric, low, high, alpha=alpha, multiplicity=masses
+                variances, n, solver, metric, low, high, alpha=alpha, multiplicity=masses, free_end=free_end
             )
     if implied:
         u, counts = 1 / (1 + curve.sigma[:, None].square() / variances), masses

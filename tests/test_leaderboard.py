@@ -30,13 +30,13 @@ def test_values_are_those_of_the_exact_law(rows):
     one = torch.ones(1, dtype=torch.float64)
     for solver, key, n in (("stochastic DDIM", "ddim_stochastic", 8), ("Heun", "heun", 4)):
         made = gaussian_law(one, edm_sigmas(n), key)
-        for metric, distance in (("KL", gaussian_kl), ("W2", gaussian_w2)):
+        for metric, wanted in (("KL", gaussian_kl(made, one)), ("W2", gaussian_w2(one, made))):
             (row,) = (
                 row
                 for row in rows
                 if (row["solver"], row["nfe"], row["schedule"], row["metric"]) == (solver, 8, "EDM", metric)
             )
-            assert row["value"] == pytest.approx(float(distance(one, made)), rel=1e-12)
+            assert row["value"] == pytest.approx(float(wanted), rel=1e-12)
             assert row["levels"] == n
 
 
@@ -51,8 +51,8 @@ def test_the_spectrum_s_own_optimum_is_never_beaten(rows):
         for cell in (cell for cell in cells(rows) if cell.metric == metric):
             best = cell.values[cell.schedules.index(f"spectrum, {metric}"), 0]
             same_ends = [name not in ("Beta", "simple") for name in cell.schedules]
-            # 2M makes one direction exact: what is left is rounding
-            assert (cell.values[same_ends] >= best * (1 - 1e-6) - 1e-18).all(), (cell.solver, cell.nfe)
+            # one direction can be made exact by 2M, and by Heun with a free end: what is left is the search's
+            assert (cell.values[same_ends] >= best * (1 - 1e-6) - 1e-14).all(), (cell.solver, cell.nfe)
 
 
 def test_searches_tell_what_they_cost(gaussians, tmp_path):

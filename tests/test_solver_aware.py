@@ -596,3 +596,47 @@ def test_bad_input_of_the_rest():
         gaussian_deviation([1.0], [1.0, 0.5])
     with pytest.raises(ValueError, match="size"):
         implied_spectrum(gaussian_curve(power_law(1.0, 3)), 1)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddim_stochastic", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("n", [2, 3, 4, 8])
+def test_a_free_end_is_never_worse_and_a_grid_like_any_other(solver, n):
+    variances = torch.arange(1, 31, dtype=torch.float64) ** -1.0
+    for metric in ("kl", "w2"):
+        fixed = gaussian_optimal_sigmas(variances, n, solver, metric)
+        free = gaussian_optimal_sigmas(variances, n, solver, metric, free_end=True)
+        assert free.shape == fixed.shape and free[0] == fixed[0] and free[-1] == 0
+        assert (free.diff() < 0).all() and free[-2] >= 0.002 * (1 - 1e-12)
+        assert gaussian_deviation(variances, free, solver, metric) <= gaussian_deviation(
+            variances, fixed, solver, metric
+        )
+
+
+def test_a_free_end_pays_at_few_steps_and_not_at_many():
+    """Levels far below every variance are wasted at few steps; at many the range is used up either way."""
+    variances = torch.arange(1, 31, dtype=torch.float64) ** -1.0
+
+    def gain(n, solver):
+        free, fixed = (
+            gaussian_deviation(
+                variances, gaussian_optimal_sigmas(variances, n, solver, "w2", free_end=free), solver, "w2"
+            )
+            for free in (True, False)
+        )
+        return (free / fixed).item()
+
+    assert gain(4, "heun") < 0.1
+    few, many = gain(4, "ddim"), gain(48, "ddim")
+    assert few < 0.75 and 0.9 < many <= 1
+
+
+def test_a_free_end_reaches_the_implied_spectrum():
+    sigma = torch.logspace(-3, 2.5, 96, dtype=torch.float64)
+    variances = torch.arange(1, 31, dtype=torch.float64) ** -1.0
+    eps2 = (variances * sigma[:, None].square() / (variances + sigma[:, None].square())).sum(1)
+    curve = ErrorCurve(sigma, eps2, dim=30)
+    wanted = gaussian_optimal_sigmas(variances, 5, "heun", "w2", free_end=True)
+    found = solver_aware_sigmas(curve, 5, "heun", "w2", free_end=True)
+    assert found[-2] > 0.01
+    least = gaussian_deviation(variances, wanted, "heun", "w2")
+    assert gaussian_deviation(variances, found, "heun", "w2") < 1.05 * least
