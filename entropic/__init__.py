@@ -17,6 +17,7 @@ from entropic.schedules import (
     uniform_sigmas,
     vp_sigmas,
 )
+from entropic.solver_aware import gaussian_optimal_sigmas, solver_aware_sigmas
 
 __all__ = [
     "ErrorCurve",
@@ -29,6 +30,7 @@ __all__ = [
     "entropic_sigmas",
     "gaussian_kl",
     "gaussian_law",
+    "gaussian_optimal_sigmas",
     "gaussian_w2",
     "linear_sigmas",
     "log_sigmas",
@@ -38,6 +40,7 @@ __all__ = [
     "sample_ddim_stochastic",
     "sample_dpmpp_2m",
     "sample_heun",
+    "solver_aware_sigmas",
     "spectral_sigmas",
     "stochastic_law",
     "uniform_sigmas",

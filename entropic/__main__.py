@@ -1,0 +1,224 @@
+"""`python -m entropic schedule NAME -n 16 ...`: prints the sigmas of a schedule, for use anywhere."""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from entropic import _check, schedules
+from entropic.entropy import ErrorCurve
+from entropic.saved import load_curve, save_schedule, schedule_text
+
+_PLAIN = {
+    "edm": schedules.edm_sigmas,
+    "log": schedules.log_sigmas,
+    "linear": schedules.linear_sigmas,
+    "cosine": schedules.cosine_sigmas,
+    "vp": schedules.vp_sigmas,
+}
+_CURVE = ("entropic", "rescaled", "spectral", "solver-aware")
+_SPECTRUM = (*_CURVE, "gaussian-optimal", "arctan")
+_SOLVER = ("solver-aware", "gaussian-optimal")
+_NAMES = (*_PLAIN, "arctan", *_CURVE, "gaussian-optimal")
+_MOST = 100_000
+_LEVELS_PER_E_FOLD = 32  # of the curve of a given spectrum: its spline is good to 1e-8
+
+
+class Data(NamedTuple):
+    """What a schedule is made from: a curve, or the spectrum of Gaussian data; and where it came from."""
+
+    curve: ErrorCurve
+    multiplicity: torch.Tensor | None
+    amplitudes: torch.Tensor | None
+    variances: torch.Tensor | None
+    told: dict
+
+
+def main(argv=None):
+    """Run the command line; returns 0. Bad input is told in one line on stderr and exits with 2."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        sigmas, told = _made(arguments)
+        if arguments.out:
+            save_schedule(arguments.out, sigmas, **told)
+        print(_formatted(sigmas, told, arguments.format), flush=True)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def _parser():
+    parser = _Parser(prog="python -m entropic", description="Entropic time schedules for diffusion models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser(
+        "schedule",
+        help="print n noise levels, descending, and the 0 they end in",
+        description="Print n noise levels, descending from sigma_max to sigma_min, and the 0 they end in.",
+    ).add_argument
+    add("name", choices=_NAMES, metavar="NAME", help=", ".join(_NAMES))
+    add("-n", type=int, required=True, help="levels above 0")
+    add("--curve", metavar="FILE.npz", help="an error curve, as entropic.saved.save_curve wrote it")
+    add("--variances", metavar="FILE", help="variances of the data, one a direction: .txt, .csv or .npy")
+    add("--preset", type=float, metavar="C", help="data N(0, C^2 I), in place of a curve or variances")
+    add("--solver", help="ddim, ddim_stochastic, heun or dpmpp_2m; of " + " and ".join(_SOLVER))
+    add("--metric", help="kl or w2: what the error is counted in (default w2)")
+    add("--alpha", type=float, help="directions weigh variance^alpha, in place of --metric")
+    add("--sigma-min", type=float, default=0.002, metavar="S", help="default 0.002")
+    add("--sigma-max", type=float, default=80.0, metavar="S", help="default 80")
+    add("--out", metavar="FILE.json", help="also save it, with its provenance, for load_schedule")
+    add("--format", choices=("text", "json", "python"), default="text", help="of what is printed")
+    return parser
+
+
+def _made(arguments):
+    """(sigmas, provenance) of the command line."""
+    name, n = arguments.name, _check.integer("n", arguments.n, 2)
+    if n > _MOST:
+        raise ValueError(f"n = {n}; no sampler takes more than {_MOST} steps")
+    low, high = _check.sigma_range(arguments.sigma_min, arguments.sigma_max)
+    given = [option for option in ("curve", "variances", "preset") if getattr(arguments, option) is not None]
+    if len(given) > 1:
+        raise ValueError(f"--{given[0]} and --{given[1]} are both given; the data is one of them")
+    if name not in _SOLVER:
+        for option in ("solver", "metric", "alpha"):
+            if getattr(arguments, option) is not None:
+                raise ValueError(
+                    f"--{option} has no effect on {name}; leave it out, or use {' or '.join(_SOLVER)}"
+                )
+    elif arguments.solver is None:
+        raise ValueError(f"{name} needs --solver: the grid is made for one")
+    told = {"schedule": name}
+    if name in _PLAIN:
+        if given:
+            raise ValueError(
+                f"--{given[0]} has no effect on {name}; leave it out, or use {', '.join(_SPECTRUM)}"
+            )
+        return _PLAIN[name](n, low, high), told
+    if name == "arctan":
+        if given not in ([], ["preset"]):
+            raise ValueError(f"arctan is made for one scale; pass --preset C, not --{given[0]}")
+        c = 1.0 if arguments.preset is None else arguments.preset
+        return schedules.arctan_sigmas(n, low, high, c), told | {"c": c}
+    data = _data(arguments, name, low, high)
+    told |= data.told
+    if name in _SOLVER:
+        return _solver_aware(arguments, data, low, high, told)
+    if name == "spectral":
+        if data.amplitudes is None:
+            raise ValueError(
+                f"{arguments.curve} holds no amplitudes; save the curve with directions and amplitudes"
+            )
+        return schedules.spectral_sigmas(n, data.curve, data.amplitudes, low, high), told
+    place = {"entropic": schedules.entropic_sigmas, "rescaled": schedules.rescaled_sigmas}[name]
+    return place(n, data.curve, low, high), told
+
+
+def _solver_aware(arguments, data, low, high, told):
+    from entropic import solver_aware
+
+    if None not in (arguments.metric, arguments.alpha):
+        raise ValueError(
+            f"--metric and --alpha are both given; alpha = {arguments.alpha} replaces the metric"
+        )
+    metric = arguments.metric or "w2"
+    told |= {
+        "solver": arguments.solver,
+        "metric": metric if arguments.alpha is None else None,
+        "alpha": arguments.alpha,
+    }
+    what = (arguments.n, arguments.solver, metric, low, high)
+    if arguments.name == "solver-aware":
+        found = solver_aware.solver_aware_sigmas(
+            data.curve, *what, alpha=arguments.alpha, multiplicity=data.multiplicity
+        )
+    elif data.variances is None:
+        raise ValueError(
+            "gaussian-optimal is made for a spectrum; pass --variances or --preset, or use solver-aware"
+        )
+    else:
+        found = solver_aware.gaussian_optimal_sigmas(
+            data.variances, *what, alpha=arguments.alpha, multiplicity=data.multiplicity
+        )
+    return found, told
+
+
+def _data(arguments, name, low, high):
+    """The `Data` that --curve, --variances or --preset names."""
+    if arguments.curve is not None:
+        saved = load_curve(arguments.curve)
+        told = {"data": f"curve {Path(arguments.curve).name}", "curve": saved.curve}
+        return Data(saved.curve, saved.multiplicity, saved.amplitudes, None, told)
+    if arguments.variances is not None:
+        variances = _numbers(Path(arguments.variances))
+        told = {"data": f"variances {Path(arguments.variances).name}"}
+    elif arguments.preset is not None:
+        c = _check.positive("preset", arguments.preset)
+        variances, told = _check.as_float64("variances", [c * c]), {"data": f"Gaussian of deviation {c}"}
+    else:
+        raise ValueError(f"{name} needs data: pass --curve, --variances or --preset")
+    curve, multiplicity, variances = _gaussian(variances, low, high)
+    return Data(curve, multiplicity, variances.sqrt() * multiplicity, variances, told | {"curve": curve})
+
+
+def _gaussian(variances, low, high):
+    """(curve, multiplicity (m,), variances (m,)) of Gaussian data, equal variances taken together."""
+    if variances.ndim != 1 or not (variances >= 0).all() or not (variances > 0).any():
+        raise ValueError(
+            f"variances of shape {tuple(variances.shape)} run from {variances.min().item()} to "
+            f"{variances.max().item()}; pass one dimension, none below 0 and one above"
+        )
+    dim, total = len(variances), variances.sum().item()
+    # A direction without variance is known from the start: no grid matters to it.
+    variances, multiplicity = variances[variances > 0].unique(return_counts=True)
+    levels = 4 + math.ceil(_LEVELS_PER_E_FOLD * (math.log(high) - math.log(low)))
+    sigma = torch.linspace(math.log(low), math.log(high), levels, dtype=torch.float64).exp()
+    sigma[0], sigma[-1] = low, high
+    square = sigma.square()[:, None]
+    parts = multiplicity * variances * square / (variances + square)
+    curve = ErrorCurve(sigma, parts.sum(1), dim=dim, total_variance=total, directions=parts)
+    return curve, multiplicity.double(), variances
+
+
+def _numbers(path):
+    """The numbers of a file, float64: *.npy, or any text, split at spaces, lines, commas and semicolons."""
+    if path.suffix == ".npy":
+        try:
+            found = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is no whole npy ({error})") from error
+        if found.dtype.kind not in "fiu":
+            raise ValueError(f"{path} holds {found.dtype}; pass real numbers")
+        return _filled(path, torch.from_numpy(found.astype(np.float64)))
+    try:
+        words = path.read_text("utf-8").replace(",", " ").replace(";", " ").split()
+        return _filled(path, _check.as_float64("variances", [float(word) for word in words]))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; pass numbers only, without a heading") from error
+
+
+def _filled(path, numbers):
+    if not numbers.numel():
+        raise ValueError(f"{path} holds no number")
+    return _check.check_finite("variances", numbers)
+
+
+def _formatted(sigmas, told, style):
+    if style == "json":
+        return schedule_text(sigmas, **told).rstrip("\n")
+    if style == "python":
+        return f"sigmas = {sigmas.tolist()}"
+    return "\n".join(map(repr, sigmas.tolist()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
