@@ -103,8 +103,10 @@ def test_store_goes_on_after_a_torn_line_and_is_shared(gaussians, tmp_path):
         )
 
     assert told(parts[0]) == told(whole)
-    parts[0].add([{"a": 1}])
-    assert parts[0].rows()[before] == {"a": 1} or {"a": 1} in parts[0].rows()
+    with parts[0].file.open("a") as file:
+        file.write('{"torn": ')
+    parts[0].add([{"a": 1}])  # on a line of its own
+    assert {"a": 1} in parts[0].rows() and len(parts[0].rows()) == len(whole.rows()) + 1
 
 
 def _cell(values, names=("EDM", "log", "rescaled")):

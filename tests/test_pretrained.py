@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from entropic import metrics, pretrained
-from entropic.data import paper_table, to_uint8
+from entropic.data import paper_table
 from entropic.generate import generate, load_generated, load_manifest
 from entropic.networks import dinov2, edm, edm2, load_snapshot
 from entropic.networks.published import published
@@ -376,4 +376,3 @@ def test_bad_names_are_named(world, tmp_path):
         pretrained.Experiment.of_notebook(ROOT / "notebooks" / "ffhq.ipynb", [("imges", "3")])
     with pytest.raises(FileNotFoundError, match=r"run entropic\.pretrained"):
         pretrained.rows(_experiment(world, store="empty"))
-    assert to_uint8(torch.zeros(1)).item() == 128

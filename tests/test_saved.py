@@ -4,7 +4,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -354,3 +356,19 @@ def test_a_curve_that_cannot_be_kept_is_named(tmp_path, call, words):
     with pytest.raises(ValueError) as error:
         call(tmp_path)
     assert words in str(error.value) and not os.listdir(tmp_path)
+
+
+def test_the_page_s_own_lines_run(tmp_path, monkeypatch):
+    """The first two blocks of the practitioners' page, as they are printed, on data whose denoiser is known."""
+    page = (Path(__file__).parent.parent / "book" / "practice.md").read_text("utf-8")
+    five, keep = re.findall(r"```python\n(.*?)```", page, re.S)[:2]
+    spread = torch.arange(1, 17, dtype=torch.float64) ** -0.5
+    x = spread * torch.randn(500, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    names = {"x": x, "denoiser": lambda x, sigma: x / (1 + (sigma / spread) ** 2)}
+    monkeypatch.chdir(tmp_path)
+    exec(five, names)
+    assert len(names["sigmas"]) == 11 and names["sigmas"][-1] == 0
+    before = names["sigmas"]
+    exec(keep, names)
+    assert torch.equal(names["sigmas"], before) and names["provenance"]["solver"] == "heun"
+    assert {path.name for path in tmp_path.iterdir()} == {"curve.npz", "schedule.json"}
