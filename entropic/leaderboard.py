@@ -1,6 +1,6 @@
 """Every schedule on the same work: exact laws where there are any, images where there are none, and who wins where.
 
-    python -m entropic.leaderboard gaussians mixtures image-mixture network [--store FOLDER] [--share 0/2]
+    python -m entropic.leaderboard gaussians mixtures image-mixture image-mixture-low-rank network [--store FOLDER] [--share 0/2]
 
 fills the store with one line a measured cell; it goes on where it was stopped, and several processes may share the
 work. The page on the leaderboard reads it.
@@ -80,6 +80,7 @@ class Work(NamedTuple):
     measure: Callable
     runs: int
     floor: dict
+    schedules: tuple = ()  # names of those worth measuring here, where not all differ
 
 
 # ------------------------------------------------------------------------------------------------- schedules
@@ -139,7 +140,10 @@ RIVALS = {
     "rescaled": lambda work, n, solver: rescaled_sigmas(n, work.curve, LOW, HIGH),
     "AYS": lambda work, n, solver: rivals.ays_sigmas(work.curve, n, LOW, HIGH),
     "DMN": lambda work, n, solver: rivals.dmn_sigmas(n, LOW, HIGH),
-    "GITS": functools.partial(_from_start, rivals.gits_sigmas),
+    # its fine grid has 61 levels, of which it takes n: more where more are asked for
+    "GITS": lambda work, n, solver: _from_start(
+        functools.partial(rivals.gits_sigmas, levels=max(61, 2 * n)), work, n, solver
+    ),
     "OSS": functools.partial(_from_start, functools.partial(rivals.oss_sigmas, levels=100), count=32),
     "SharpEuler": functools.partial(_from_start, rivals.sharpeuler_sigmas),
     "COS": functools.partial(_from_data, rivals.cos_sigmas),
@@ -156,6 +160,16 @@ OURS = {
     )
 }
 SCHEDULES = RIVALS | OURS
+FORMULAS = ("EDM", "log", "linear", "cosine", "VP", "simple", "Beta", "Laplace", "DMN")  # ask nothing of the data
+
+
+def _asks(schedule, work, solver):
+    """What a schedule depends on besides the number of levels: two cells with the same need one search."""
+    if schedule in FORMULAS:
+        return None
+    if schedule.startswith("spectrum"):
+        return solver, tuple(work.variances.tolist()), tuple(work.counts.tolist())
+    return work.name, solver if schedule in OURS else None
 
 
 # ------------------------------------------------------------------------------------------------- work
@@ -243,22 +257,33 @@ def mixtures(widths=(0.0, 0.05, 0.3), data_sets=20, components=15):
                     measure,
                     1,
                     {},
+                    (*RIVALS, "curve, KL", "spectrum, KL"),  # one direction: the weights have nothing to say
                 )
             )
     return works
 
 
-def image_mixture(samples=2000, curve_levels=48, curve_samples=256, reference=6000, source="full"):
-    """Ten Gaussians with full covariance fitted to Fashion-MNIST: exact denoiser, exact pixel moments."""
+def image_mixture(
+    rank=None, samples=4000, curve_levels=48, curve_samples=256, reference=6000, source="full"
+):
+    """Ten Gaussians fitted to Fashion-MNIST, one a class: exact denoiser, exact pixel moments.
+
+    With their full covariances, or with `rank` directions each and the rest isotropic, as on the page "Real images".
+    """
     images = load_images("fashion-mnist", "train", source)
     x, labels = to_pixels(images.images, torch.float64).flatten(1), images.labels
-    classes = [x[labels == k] for k in range(10)]
-    means = torch.stack([part.mean(0) for part in classes])
-    mixture = GaussianMixture.full(means, torch.stack([torch.cov(part.T) for part in classes]))
+    if rank is None:
+        name, classes = "image mixture", [x[labels == k] for k in range(10)]
+        means = torch.stack([part.mean(0) for part in classes])
+        mixture = GaussianMixture.full(means, torch.stack([torch.cov(part.T) for part in classes]))
+    else:
+        name = f"image mixture, rank {rank}"
+        mixture = GaussianMixture.fit_low_rank(x, labels, rank, shared_noise=True)
     shape = tuple(images.images.shape[1:])
     generator = torch.Generator().manual_seed(2**21)
     known = mixture.sample(reference, generator)
-    values, vectors = torch.linalg.eigh(mixture.covariance)
+    covariance = mixture.covariance()
+    values, vectors = torch.linalg.eigh(covariance)
     variances, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     sigma = _levels(curve_levels)
     found = estimate(
@@ -273,7 +298,7 @@ def image_mixture(samples=2000, curve_levels=48, curve_samples=256, reference=60
 
     def distances(x):
         features = metrics.extract(to_uint8(x.reshape(-1, *shape)), "efficientnet-lite0")
-        pixels = metrics.frechet_distance(*metrics.moments(x), mixture.mean, mixture.covariance)
+        pixels = metrics.frechet_distance(*metrics.moments(x), mixture.mean(), covariance)
         return {
             "pixel W2": pixels,
             "FD-EffNetLite0": metrics.frechet_distance(*metrics.moments(features), *real[:2]),
@@ -287,8 +312,8 @@ def image_mixture(samples=2000, curve_levels=48, curve_samples=256, reference=60
 
     return [
         Work(
-            "image mixture",
-            "image mixture",
+            name,
+            name,
             found.curve("own"),
             torch.ones(len(variances), dtype=torch.float64),
             variances[variances > 1e-12],
@@ -367,7 +392,13 @@ def network(
     ]
 
 
-WORKS = {"gaussians": gaussians, "mixtures": mixtures, "image-mixture": image_mixture, "network": network}
+WORKS = {
+    "gaussians": gaussians,
+    "mixtures": mixtures,
+    "image-mixture": image_mixture,
+    "image-mixture-low-rank": functools.partial(image_mixture, rank=16),
+    "network": network,
+}
 
 
 # ------------------------------------------------------------------------------------------------- filling
@@ -424,6 +455,7 @@ def fill(
         for solver in solvers
         for calls in nfe
         for schedule in schedules
+        if schedule in (work.schedules or SCHEDULES)
         for run in range(min(work.runs, runs or work.runs))
     ]
     placed = {}
@@ -432,11 +464,10 @@ def fill(
     ):
         name, solver, calls, schedule, run = cell
         work, n = work_of[name], SOLVERS[solver].levels(calls)
-        if (name, schedule, n, solver) not in placed:
-            placed = {
-                (name, schedule, n, solver): _place(work, schedule, n, solver)
-            }  # runs follow one another
-        sigmas, cost = placed[name, schedule, n, solver]
+        search = schedule, n, _asks(schedule, work, solver)
+        if search not in placed:
+            placed[search] = _place(work, schedule, n, solver)
+        sigmas, cost = placed[search]
         row = dict(zip(_KEY, cell, strict=True)) | {"group": work.group, "levels": n, **cost}
         if sigmas is None:
             store.add([row | {"metric": "", "value": None}])

@@ -379,9 +379,12 @@ class GaussianMixture:
         """sum_k gamma_k (offset_k + A_k (x - mean_k)), A_k = isotropic_k off the basis, directions_k along it."""
         pull = gamma * isotropic
         result = pull.sum(1, keepdim=True) * x + gamma @ offset - pull @ self.means
-        if self.rank:
-            change = gamma[:, :, None] * (directions - isotropic[:, :, None]) * along
-            result = result + change.reshape(len(x), -1) @ self._flat_basis.T
+        for k in range(len(self.weights)) if self.rank else ():
+            # A component that has no part in a point, to the last bit, costs nothing there.
+            rows = (gamma[:, k] > 2.0**-60).nonzero()[:, 0]
+            change = (directions[:, k] - isotropic[:, k, None]).expand(len(x), -1)[rows]
+            change = change * gamma[rows, k, None] * along[rows, k]
+            result = result.index_add(0, rows, change @ self.basis[k].T)
         return result
 
     def _centred_means(self, x, gamma, along, sigma):
