@@ -73,6 +73,11 @@ def _parser():
     add("--solver", help="ddim, ddim_stochastic, heun or dpmpp_2m; of " + " and ".join(_SOLVER))
     add("--metric", help="kl or w2: what the error is counted in (default w2)")
     add("--alpha", type=float, help="directions weigh variance^alpha, in place of --metric")
+    add(
+        "--free-end",
+        action="store_true",
+        help="choose the last level, too, at sigma_min or above: for few steps",
+    )
     add("--sigma-min", type=float, default=0.002, metavar="S", help="default 0.002")
     add("--sigma-max", type=float, default=80.0, metavar="S", help="default 80")
     add("--out", metavar="FILE.json", help="also save it, with its provenance, for load_schedule")
@@ -95,6 +100,10 @@ def _made(arguments):
                 raise ValueError(
                     f"--{option} has no effect on {name}; leave it out, or use {' or '.join(_SOLVER)}"
                 )
+        if arguments.free_end:
+            raise ValueError(
+                f"--free-end has no effect on {name}; leave it out, or use {' or '.join(_SOLVER)}"
+            )
     elif arguments.solver is None:
         raise ValueError(f"{name} needs --solver: the grid is made for one")
     told = {"schedule": name}
@@ -135,20 +144,18 @@ def _solver_aware(arguments, data, low, high, told):
         "solver": arguments.solver,
         "metric": metric if arguments.alpha is None else None,
         "alpha": arguments.alpha,
+        "free_end": arguments.free_end,
     }
     what = (arguments.n, arguments.solver, metric, low, high)
+    how = {"alpha": arguments.alpha, "multiplicity": data.multiplicity, "free_end": arguments.free_end}
     if arguments.name == "solver-aware":
-        found = solver_aware.solver_aware_sigmas(
-            data.curve, *what, alpha=arguments.alpha, multiplicity=data.multiplicity
-        )
+        found = solver_aware.solver_aware_sigmas(data.curve, *what, **how)
     elif data.variances is None:
         raise ValueError(
             "gaussian-optimal is made for a spectrum; pass --variances or --preset, or use solver-aware"
         )
     else:
-        found = solver_aware.gaussian_optimal_sigmas(
-            data.variances, *what, alpha=arguments.alpha, multiplicity=data.multiplicity
-        )
+        found = solver_aware.gaussian_optimal_sigmas(data.variances, *what, **how)
     return found, told
 
 

@@ -1,6 +1,6 @@
 """Every schedule on the same work: exact laws where there are any, images where there are none, and who wins where.
 
-    python -m entropic.leaderboard gaussians mixtures image-mixture image-mixture-low-rank network [--store FOLDER] [--share 0/2]
+    python -m entropic.leaderboard mixtures image-mixture network [--store FOLDER] [--share 0/2]
 
 fills the store with one line a measured cell; it goes on where it was stopped, and several processes may share the
 work. The page on the leaderboard reads it.
@@ -86,7 +86,7 @@ class Work(NamedTuple):
 # ------------------------------------------------------------------------------------------------- schedules
 
 
-def _aware(work, n, solver, **measure):
+def _aware(work, n, solver, free_end=True, **measure):
     return solver_aware_sigmas(
         work.curve,
         n,
@@ -94,7 +94,7 @@ def _aware(work, n, solver, **measure):
         sigma_min=LOW,
         sigma_max=HIGH,
         multiplicity=work.multiplicity,
-        free_end=True,
+        free_end=free_end,
         **measure,
     )
 
@@ -159,8 +159,19 @@ OURS = {
         ("W2", {"metric": "w2"}),
     )
 }
+OURS["curve, 0.75, fixed end"] = functools.partial(_aware, alpha=0.75, free_end=False)
 SCHEDULES = RIVALS | OURS
-FORMULAS = ("EDM", "log", "linear", "cosine", "VP", "simple", "Beta", "Laplace", "DMN")  # ask nothing of the data
+FORMULAS = (
+    "EDM",
+    "log",
+    "linear",
+    "cosine",
+    "VP",
+    "simple",
+    "Beta",
+    "Laplace",
+    "DMN",
+)  # ask nothing of the data
 
 
 def _asks(schedule, work, solver):
@@ -263,9 +274,7 @@ def mixtures(widths=(0.0, 0.05, 0.3), data_sets=20, components=15):
     return works
 
 
-def image_mixture(
-    rank=None, samples=4000, curve_levels=48, curve_samples=256, reference=6000, source="full"
-):
+def image_mixture(rank=None, samples=4000, curve_levels=48, curve_samples=256, reference=6000, source="full"):
     """Ten Gaussians fitted to Fashion-MNIST, one a class: exact denoiser, exact pixel moments.
 
     With their full covariances, or with `rank` directions each and the rest isotropic, as on the page "Real images".
@@ -539,6 +548,55 @@ def cells(rows):
     return found
 
 
+def table(found):
+    """`Cell`s as rows of text and numbers, one a schedule, for `figures.save_table`; `from_table` reads them back."""
+    return [
+        {
+            "group": cell.group,
+            "metric": cell.metric,
+            "solver": cell.solver,
+            "nfe": cell.nfe,
+            "schedule": name,
+            "floor": cell.floor,
+            "values": " ".join(f"{value:.6g}" for value in values),
+        }
+        for cell in found
+        for name, values in zip(cell.schedules, cell.values, strict=True)
+    ]
+
+
+def from_table(columns):
+    """The `Cell`s of columns as `figures.read_recorded` gives them."""
+    found = {}
+    for group, metric, solver, nfe, *rest in zip(
+        *(columns[name] for name in ("group", "metric", "solver", "nfe", "schedule", "floor", "values")),
+        strict=True,
+    ):
+        found.setdefault((group, metric, solver, int(nfe)), []).append(rest)
+    return [
+        Cell(
+            *where,
+            tuple(name for name, _, _ in rows),
+            np.array([[float(value) for value in str(values).split()] for _, _, values in rows]),
+            rows[0][1],
+        )
+        for where, rows in found.items()
+    ]
+
+
+def contest(cell, ours=None):
+    """The `Cell` with the rivals and one schedule of ours, called "ours": the one for its metric unless named.
+
+    From the error curve alone: "curve, KL" where KL is measured, "curve, W2" in data space, "curve, 0.75" in features.
+    """
+    ours = ours or {"KL": "curve, KL", "W2": "curve, W2", "pixel W2": "curve, W2"}.get(
+        cell.metric, "curve, 0.75"
+    )
+    kept = [i for i, name in enumerate(cell.schedules) if name in RIVALS or name == ours]
+    names = tuple("ours" if cell.schedules[i] == ours else cell.schedules[i] for i in kept)
+    return cell._replace(schedules=names, values=cell.values[kept])
+
+
 def standing(cell):
     """Each schedule's place in a cell: rows with geometric mean, spread, ratio to EDM and to the best, and verdict.
 
@@ -583,7 +641,7 @@ def ranks(found):
 
     Two schedules whose mean ranks are closer than that are not told apart. found: `Cell`s. Demsar 2006.
     """
-    names = [name for name in SCHEDULES if all(name in cell.schedules for cell in found)]
+    names = [name for name in (*SCHEDULES, "ours") if all(name in cell.schedules for cell in found)]
     table = []
     for cell in found:
         means = np.log(np.maximum(cell.values, 1e-300)).mean(1)

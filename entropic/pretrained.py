@@ -23,7 +23,6 @@ import torch
 from entropic import _check, metrics
 from entropic.data import load_images, paper_table, to_pixels, to_uint8
 from entropic.download import cache
-from entropic.entropy import ErrorCurve
 from entropic.estimate import amplitudes, curve_from_logvar, estimate, fourier_basis
 from entropic.figures import draw_montage, read_recorded, save_figure, save_table
 from entropic.generate import generate, load_generated, load_manifest, local_device, missing_shards
@@ -31,6 +30,7 @@ from entropic.networks.published import fetch_published, find, published
 from entropic.networks.snapshot import load_snapshot
 from entropic.networks.weights import write_atomically
 from entropic.samplers import sample_ddim, sample_ddim_stochastic, sample_heun
+from entropic.saved import load_curve, save_curve
 from entropic.schedules import edm_sigmas, rescaled_sigmas, spectral_sigmas
 
 __all__ = [
@@ -210,30 +210,21 @@ def error_curve(experiment, progress=False):
                 tag=_label(name),
                 progress=progress,
             )
-            kept = {"sigma": found.sigma, "eps2": found.eps2, "covariance": found.covariance}
-            kept |= {"directions": found.directions["fourier"][0], "amplitude": amplitudes(basis, x)}
-            part = path.with_name("curve.npz.part")
-            with part.open("wb") as file:
-                arrays = {name: value.cpu().numpy() for name, value in kept.items()}
-                np.savez(file, dim=found.dim, about=json.dumps(about), **arrays)
-            os.replace(part, path)
-        _barrier()
-    with np.load(path, allow_pickle=False) as kept:
-        made_with = json.loads(str(kept["about"]))
-        kept = {name: torch.from_numpy(np.asarray(kept[name])) for name in kept.files if name != "about"}
-    for name, value in about.items():
-        if made_with[name] != value:
-            raise ValueError(
-                f"{name} = {value!r}, but {path} was made with {made_with[name]!r}; pass that, or another store"
+            save_curve(
+                path,
+                found.curve("fourier"),
+                multiplicity=basis.multiplicity,
+                amplitudes=amplitudes(basis, x).cpu(),
+                **about,
             )
-    curve = ErrorCurve(
-        kept["sigma"],
-        kept["eps2"],
-        dim=int(kept["dim"]),
-        covariance=kept["covariance"],
-        directions=kept["directions"],
-    )
-    return curve, kept["amplitude"]
+        _barrier()
+    kept = load_curve(path)
+    for name, value in about.items():
+        if kept.provenance[name] != value:
+            raise ValueError(
+                f"{name} = {value!r}, but {path} was made with {kept.provenance[name]!r}; pass that, or another store"
+            )
+    return kept.curve, kept.amplitudes
 
 
 def schedules(experiment, calls):

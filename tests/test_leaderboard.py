@@ -127,6 +127,37 @@ def test_standing():
     assert gap["EDM"]["verdict"] == "best"
 
 
+def test_cells_survive_the_table_and_a_contest_has_one_of_ours(rows):
+    found = cells(rows)
+    columns = {}
+    for row in leaderboard.table(found):
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    again = leaderboard.from_table(columns)
+    assert [cell[:5] for cell in again] == [cell[:5] for cell in found]
+    for one, two in zip(found, again, strict=True):
+        assert np.allclose(one.values, two.values, rtol=1e-5, atol=0, equal_nan=True)
+    for cell in again:
+        once = leaderboard.contest(cell)
+        assert [name for name in once.schedules if name not in leaderboard.RIVALS] in (["ours"], [])
+        if cell.metric == "KL":
+            place = cell.schedules.index("curve, KL")
+            assert np.array_equal(once.values[once.schedules.index("ours")], cell.values[place])
+    named = leaderboard.contest(found[0], "spectrum, KL")
+    assert named.values[-1, 0] == found[0].values[found[0].schedules.index("spectrum, KL"), 0]
+
+
+def test_searches_that_ask_nothing_of_the_work_are_made_once(gaussians, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setitem(
+        leaderboard.RIVALS, "DMN", lambda work, n, solver: made.append((work.name, n)) or edm_sigmas(n)
+    )
+    monkeypatch.setitem(leaderboard.SCHEDULES, "DMN", leaderboard.RIVALS["DMN"])
+    options = {"nfe": [4, 6], "solvers": ["deterministic DDIM", "DPM-Solver++(2M)"], "progress": False}
+    fill(gaussians, Store(tmp_path), schedules=("DMN", "log"), **options)
+    assert [n for _, n in made] == [4, 6]
+
+
 def test_ranks_and_their_critical_difference():
     found = [_cell([[1.0], [2.0], [3.0]]), _cell([[1.0], [3.0], [2.0]])]
     mean, critical, count = ranks(found)

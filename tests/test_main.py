@@ -94,6 +94,10 @@ def test_a_schedule_without_data_is_that_of_its_function(capsys, name, function)
             ("solver-aware", "--solver", "ddim_stochastic", "--alpha", 0.75),
             lambda: solver_aware_sigmas(CURVE, 9, "ddim_stochastic", alpha=0.75, multiplicity=COUNT),
         ),
+        (
+            ("solver-aware", "--solver", "heun", "--free-end"),
+            lambda: solver_aware_sigmas(CURVE, 9, "heun", "w2", multiplicity=COUNT, free_end=True),
+        ),
     ],
 )
 def test_a_schedule_of_a_curve_is_that_of_its_function(capsys, curve, words, expected):
@@ -250,6 +254,7 @@ def test_it_runs_as_a_module(tmp_path):
         (["schedule", "rescaled", "-n", 4, "--variances", "/"], "/"),
         (["schedule", "edm", "-n", 4, "--out", "/none/s.json"], "/none"),
         (["schedule", "edm", "-n", 4, "--out", "s.txt"], "name it *.json"),
+        (["schedule", "edm", "-n", 4, "--free-end"], "--free-end has no effect on edm"),
         (["schedule", "edm", "-n", 4, "--format", "yaml"], "invalid choice: 'yaml'"),
     ],
 )
