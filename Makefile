@@ -32,7 +32,7 @@ PROSE := $(wildcard book/*.md book/*.yml book/*.bib book/_ext/*.py book/_static/
 RUN := $(PY) notebooks/run.py
 
 .PHONY: help book test run record verify expected status serve bench lint clean executed \
-  train-fashion-mnist train-classifier train-cifar10 cifar10 cifar10-edm ffhq imagenet64 imagenet512 bench-gpu FORCE
+  train-fashion-mnist train-classifier train-cifar10 cifar10 cifar10-edm ffhq imagenet64 imagenet512 leaderboard bench-gpu FORCE
 
 help:  ## list the targets
 	@echo "Targets (variables: NB, PROFILE=smoke|default|recorded|paper, ARGS, PYTHON, JOBS, GPUS, PORT):"
@@ -86,6 +86,10 @@ imagenet64: $(ENVIRONMENT)  ## table 4 with EDM2's networks, likewise (not run h
 imagenet512: $(ENVIRONMENT)  ## tables 2, 5 and 6 with EDM2's networks, likewise (not run here)
 	$(published)
 
+leaderboard: $(ENVIRONMENT)  ## every schedule on every work, into book/results; about ten hours on one core, goes on where it stopped
+	$(PY) -m entropic.leaderboard $(ARGS)
+	@$(RUN) record leaderboard
+
 bench-gpu: $(ENVIRONMENT)  ## images a second, memory and share of a GPU's peak, kept for the page on cost (not run here)
 	$(PY) -m tests.bench_gpu $(ARGS)
 
@@ -105,7 +109,7 @@ serve: $(ENVIRONMENT)  ## serve the built book on 127.0.0.1:PORT
 	@echo "http://127.0.0.1:$(PORT)/  (Ctrl-C ends it)"
 	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
 
-bench: $(ENVIRONMENT)  ## print the ratios: exact law against Monte Carlo, log-sigma rule against the left sum
+bench: $(ENVIRONMENT)  ## print the ratios: placing a grid, exact law against Monte Carlo, log-sigma rule against the left sum
 	$(PY) tests/bench.py
 
 lint: $(ENVIRONMENT)  ## ruff: style and format

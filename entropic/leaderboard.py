@@ -588,13 +588,18 @@ def contest(cell, ours=None):
     """The `Cell` with the rivals and one schedule of ours, called "ours": the one for its metric unless named.
 
     From the error curve alone: "curve, KL" where KL is measured, "curve, W2" in data space, "curve, 0.75" in features.
+    Members that lack it or EDM's are left out. None where none are left.
     """
     ours = ours or {"KL": "curve, KL", "W2": "curve, W2", "pixel W2": "curve, W2"}.get(
         cell.metric, "curve, 0.75"
     )
+    if not {ours, "EDM"} <= set(cell.schedules):
+        return None
     kept = [i for i, name in enumerate(cell.schedules) if name in RIVALS or name == ours]
     names = tuple("ours" if cell.schedules[i] == ours else cell.schedules[i] for i in kept)
-    return cell._replace(schedules=names, values=cell.values[kept])
+    values = cell.values[kept]
+    both = np.isfinite(values[[names.index("ours"), names.index("EDM")]]).all(0)
+    return cell._replace(schedules=names, values=values[:, both]) if both.any() else None
 
 
 def standing(cell):
@@ -673,22 +678,45 @@ def _studentised(k):
     return low / math.sqrt(2)
 
 
+# What `make leaderboard` measures: works, numbers of calls, solvers, runs. Heun's 17 calls are 9 levels.
+PLAN = (
+    ("gaussians", [4, 8, 16, 32, 64], None, None),
+    ("mixtures", [4, 8, 16, 32, 64], None, None),
+    ("mixtures", [17], ["Heun"], None),
+    ("image-mixture", [8, 16], None, 1),
+    ("image-mixture", [17], ["Heun"], 1),
+    ("image-mixture-low-rank", [8, 16], None, 1),
+    ("network", [4, 8, 16], None, 3),
+)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(
         prog="python -m entropic.leaderboard",
         description="Measure every schedule on the same work; resumable.",
     )
-    parser.add_argument("works", nargs="+", choices=WORKS, help="what to measure on")
+    parser.add_argument("works", nargs="*", help=f"of {', '.join(WORKS)}; none: the whole plan of the book")
     parser.add_argument("--store", type=Path, default=cache() / "leaderboard", help="a folder")
     parser.add_argument("--nfe", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="network calls")
-    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
+    parser.add_argument("--solvers", nargs="+", choices=SOLVERS)
     parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
     parser.add_argument("--runs", type=int, help="at most so many runs")
     parser.add_argument("--share", default="0/1", help="i/k: the i-th of k processes")
     given = parser.parse_args(arguments)
-    options = {"nfe": given.nfe, "solvers": given.solvers, "schedules": given.schedules, "runs": given.runs}
-    for name in given.works:
-        fill(WORKS[name](), Store(given.store, given.share), share=given.share, **options)
+    unknown = [name for name in given.works if name not in WORKS]
+    if unknown:
+        parser.error(f"works: {unknown[0]!r} is none of {', '.join(WORKS)}")
+    plan = [(name, given.nfe, given.solvers, given.runs) for name in given.works] or PLAN
+    for name, nfe, solvers, runs in plan:
+        fill(
+            WORKS[name](),
+            Store(given.store, given.share),
+            nfe=nfe,
+            solvers=solvers or tuple(SOLVERS),
+            schedules=given.schedules,
+            runs=runs,
+            share=given.share,
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,19 @@
-"""Ratios from one run: the exact law against the Monte-Carlo protocol, and rules of integration. `make bench`."""
+"""Ratios from one run: placing a grid, exact law against Monte Carlo, rules of integration. `make bench`."""
 
 import math
 import time
 
 import torch
 
-from entropic import ErrorCurve, GaussianMixture, rescaled_sigmas, sample_ddim_stochastic, stochastic_law
+from entropic import (
+    ErrorCurve,
+    GaussianMixture,
+    gaussian_optimal_sigmas,
+    rescaled_sigmas,
+    sample_ddim_stochastic,
+    solver_aware_sigmas,
+    stochastic_law,
+)
 
 PATHS, REPEATS, TEST_POINTS, KERNEL = 10_000, 100, 1_000, 0.01  # the paper's protocol (section H.2)
 STEPS = 32
@@ -106,7 +114,28 @@ def integration_rules():
         )
 
 
+def placing(n=32, directions=1000):
+    """Seconds to place a grid for many directions: the density, and the exact optimum, against goals."""
+    variances = torch.arange(1, directions + 1, dtype=torch.float64) ** -1.0
+    parts = variances * LEVELS[:, None].square() / (variances + LEVELS[:, None].square())
+    curve = ErrorCurve(LEVELS, parts.sum(1), dim=directions, directions=parts)
+    print(f"\nPlacing {n} levels for {directions} directions, one core (goals: density 0.05 s, optimum 5 s)")
+    print(f"{'solver':<28}{'density':>12}{'goal/time':>11}{'optimum':>12}{'goal/time':>11}")
+    for solver in ("ddim", "ddim_stochastic", "heun", "dpmpp_2m"):
+        row = f"{solver:<28}"
+        for place, goal in (
+            (lambda: solver_aware_sigmas(curve, n, solver, "w2", method="density"), 0.05),  # noqa: B023
+            (lambda: gaussian_optimal_sigmas(variances, n, solver, "w2"), 5.0),  # noqa: B023
+        ):
+            begin = time.perf_counter()
+            place()
+            taken = time.perf_counter() - begin
+            row += f"{taken:>11.3f}s{goal / taken:>10.1f}x"
+        print(row, flush=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    placing()
     against_monte_carlo()
     integration_rules()

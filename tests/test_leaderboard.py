@@ -138,11 +138,15 @@ def test_cells_survive_the_table_and_a_contest_has_one_of_ours(rows):
     for one, two in zip(found, again, strict=True):
         assert np.allclose(one.values, two.values, rtol=1e-5, atol=0, equal_nan=True)
     for cell in again:
-        once = leaderboard.contest(cell)
-        assert [name for name in once.schedules if name not in leaderboard.RIVALS] in (["ours"], [])
+        once = leaderboard.contest(cell, None if cell.metric == "KL" else "spectrum, W2")
+        assert [name for name in once.schedules if name not in leaderboard.RIVALS] == ["ours"]
         if cell.metric == "KL":
             place = cell.schedules.index("curve, KL")
             assert np.array_equal(once.values[once.schedules.index("ours")], cell.values[place])
+    gaps = found[0]._replace(values=np.full((len(found[0].schedules), 3), [1.0, 2.0, math.nan]))
+    assert leaderboard.contest(gaps).values.shape[1] == 2
+    assert leaderboard.contest(gaps._replace(values=gaps.values * math.nan)) is None
+    assert leaderboard.contest(found[0], "no such") is None
     named = leaderboard.contest(found[0], "spectrum, KL")
     assert named.values[-1, 0] == found[0].values[found[0].schedules.index("spectrum, KL"), 0]
 
