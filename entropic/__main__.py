@@ -71,8 +71,8 @@ def _parser():
     add("--variances", metavar="FILE", help="variances of the data, one a direction: .txt, .csv or .npy")
     add("--preset", type=float, metavar="C", help="data N(0, C^2 I), in place of a curve or variances")
     add("--solver", help="ddim, ddim_stochastic, heun or dpmpp_2m; of " + " and ".join(_SOLVER))
-    add("--metric", help="kl or w2: what the error is counted in (default w2)")
-    add("--alpha", type=float, help="directions weigh variance^alpha, in place of --metric")
+    add("--metric", help="kl or w2: what the error is counted in")
+    add("--alpha", type=float, help="directions weigh variance^alpha, in place of --metric (default 0.75)")
     add(
         "--free-end",
         action="store_true",
@@ -139,15 +139,17 @@ def _solver_aware(arguments, data, low, high, told):
         raise ValueError(
             f"--metric and --alpha are both given; alpha = {arguments.alpha} replaces the metric"
         )
-    metric = arguments.metric or "w2"
+    alpha = arguments.alpha
+    if arguments.metric is None and alpha is None:
+        alpha = solver_aware.FEATURE_ALPHA
     told |= {
         "solver": arguments.solver,
-        "metric": metric if arguments.alpha is None else None,
-        "alpha": arguments.alpha,
+        "metric": arguments.metric,
+        "alpha": alpha,
         "free_end": arguments.free_end,
     }
-    what = (arguments.n, arguments.solver, metric, low, high)
-    how = {"alpha": arguments.alpha, "multiplicity": data.multiplicity, "free_end": arguments.free_end}
+    what = (arguments.n, arguments.solver, arguments.metric or "w2", low, high)
+    how = {"alpha": alpha, "multiplicity": data.multiplicity, "free_end": arguments.free_end}
     if arguments.name == "solver-aware":
         found = solver_aware.solver_aware_sigmas(data.curve, *what, **how)
     elif data.variances is None:

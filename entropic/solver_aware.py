@@ -45,6 +45,7 @@ _LOCAL = {
 }
 _ALIAS = {"sddim": "ddim_stochastic"}
 _ALPHA = {"kl": 0.0, "w2": 1.0}
+FEATURE_ALPHA = 0.75
 _FEW = 64  # beyond, a density is as good as the best grid of a first-order solver, and a search is slow
 _MISFIT = 0.01  # of u, root mean square: a curve further from every Gaussian spectrum is not taken for one
 
@@ -232,7 +233,7 @@ def solver_aware_sigmas(
     curve,
     n,
     solver="ddim",
-    metric="kl",
+    metric=None,
     sigma_min=0.002,
     sigma_max=80.0,
     *,
@@ -242,6 +243,9 @@ def solver_aware_sigmas(
     free_end=False,
 ):
     """The n levels, then 0, that suit a solver and a metric, from an `ErrorCurve` that covers their range.
+
+    Without `metric` and `alpha`, alpha = 0.75: what the features of an ImageNet network weigh, by measurement (see the
+    book's page on feature distances), and a good compromise between "kl" and "w2" elsewhere.
 
     method "recursion": `gaussian_optimal_sigmas` of `implied_spectrum`, in a second or so; of the total error only.
     "density": the best density for many steps, in milliseconds. Where the curve has `directions`, each bin is one of
@@ -260,6 +264,8 @@ def solver_aware_sigmas(
     if method not in ("auto", "density", "recursion"):
         raise ValueError(f'method = {method!r}; use "density", "recursion" or "auto"')
     low, high = _check.sigma_range(sigma_min, sigma_max)
+    if metric is None:
+        metric, alpha = "w2", FEATURE_ALPHA if alpha is None else alpha
     exponent = _exponent(metric, alpha)
     parts, counts = _bins(curve, multiplicity)
     exact = method == "recursion" or (method == "auto" and n <= _FEW)

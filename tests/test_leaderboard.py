@@ -127,6 +127,15 @@ def test_standing():
     assert gap["EDM"]["verdict"] == "best"
 
 
+def test_the_plan_of_the_book_is_one_that_runs(capsys):
+    for name, nfe, solvers, runs in leaderboard.PLAN:
+        assert name in leaderboard.WORKS and set(solvers or ()) <= set(leaderboard.SOLVERS)
+        assert min(nfe) >= 4 and max(nfe) <= 64 and runs in (None, 1, 2, 3)
+    with pytest.raises(SystemExit):
+        leaderboard.main(["no-such-work"])
+    assert "no-such-work' is none of gaussians" in capsys.readouterr().err
+
+
 def test_cells_survive_the_table_and_a_contest_has_one_of_ours(rows):
     found = cells(rows)
     columns = {}

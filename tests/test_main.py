@@ -84,7 +84,7 @@ def test_a_schedule_without_data_is_that_of_its_function(capsys, name, function)
         (("spectral",), lambda: spectral_sigmas(9, CURVE, AMPLITUDES)),
         (
             ("solver-aware", "--solver", "heun"),
-            lambda: solver_aware_sigmas(CURVE, 9, "heun", "w2", multiplicity=COUNT),
+            lambda: solver_aware_sigmas(CURVE, 9, "heun", multiplicity=COUNT),
         ),
         (
             ("solver-aware", "--solver", "ddim", "--metric", "kl"),
@@ -96,7 +96,7 @@ def test_a_schedule_without_data_is_that_of_its_function(capsys, name, function)
         ),
         (
             ("solver-aware", "--solver", "heun", "--free-end"),
-            lambda: solver_aware_sigmas(CURVE, 9, "heun", "w2", multiplicity=COUNT, free_end=True),
+            lambda: solver_aware_sigmas(CURVE, 9, "heun", multiplicity=COUNT, free_end=True),
         ),
     ],
 )
@@ -170,7 +170,7 @@ def test_formats_hold_the_same_sigmas(capsys, curve, tmp_path):
     assert expected.shape == (9,) and expected[-1] == 0
     saved, provenance = load_schedule(out)
     assert torch.equal(saved, expected)
-    told = {"schedule": "solver-aware", "solver": "heun", "metric": "w2", "alpha": None, "n": 8}
+    told = {"schedule": "solver-aware", "solver": "heun", "metric": None, "alpha": 0.75, "n": 8}
     assert told.items() <= provenance.items()
     assert provenance["curve_sha256"] == curve_sha256(CURVE) and provenance["data"] == "curve curve.npz"
 

@@ -248,7 +248,7 @@ def test_grids_scale_with_the_data(solver):
     v, n = power_law(1.5, 20), 6
     for method in (density_sigmas, gaussian_optimal_sigmas):
         if method is density_sigmas:
-            one = density_sigmas(v, n, solver, sigma_min=0.01, sigma_max=20.0)
+            one = density_sigmas(v, n, solver, metric="kl", sigma_min=0.01, sigma_max=20.0)
             curve = gaussian_curve(9 * v, sigma=3 * LEVELS)
             other = solver_aware_sigmas(curve, n, solver, "kl", 0.03, 60.0, method="density")
         else:
@@ -464,6 +464,17 @@ def test_noise_in_the_curve_hardly_moves_a_grid():
         sigmas = solver_aware_sigmas(noisy, 8, solver, "w2")
         best = gaussian_optimal_sigmas(v, 8, solver, "w2")
         assert gaussian_deviation(v, sigmas, solver, "w2") < 1.02 * gaussian_deviation(v, best, solver, "w2")
+
+
+def test_by_default_it_aims_at_feature_distances():
+    curve = gaussian_curve(power_law(1.5, 30))
+    for method in ("recursion", "density"):
+        found = solver_aware_sigmas(curve, 6, "heun", method=method)
+        assert torch.equal(found, solver_aware_sigmas(curve, 6, "heun", alpha=0.75, method=method))
+        for metric in ("kl", "w2"):
+            assert (found - solver_aware_sigmas(curve, 6, "heun", metric, method=method)).abs().max() > 0.01
+            one = solver_aware_sigmas(curve, 6, "heun", metric, alpha=0.75, method=method)
+            assert torch.equal(found, one)  # alpha replaces the metric
 
 
 def test_method_by_default():
