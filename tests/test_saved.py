@@ -372,3 +372,13 @@ def test_the_page_s_own_lines_run(tmp_path, monkeypatch):
     exec(keep, names)
     assert torch.equal(names["sigmas"], before) and names["provenance"]["solver"] == "heun"
     assert {path.name for path in tmp_path.iterdir()} == {"curve.npz", "schedule.json"}
+    advice = json.loads(
+        (Path(__file__).parent.parent / "notebooks" / "which_schedule.ipynb").read_text("utf-8")
+    )
+    prose = "\n".join("".join(cell["source"]) for cell in advice["cells"] if cell["cell_type"] == "markdown")
+    lines = re.findall(r"```python\n(.*?)```", prose, re.S)
+    assert len(lines) == 2
+    names |= {"n": 4, "curve": names["found"].curve(), "variances": spread.square()}
+    for line in lines:
+        exec("from entropic import gaussian_optimal_sigmas\n" + line, names)
+        assert len(names["sigmas"]) == 5 and names["sigmas"][-1] == 0
