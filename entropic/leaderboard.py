@@ -683,15 +683,16 @@ def _studentised(k):
 # points after few steps of a second-order solver has so many folds that it can take minutes and gigabytes.
 PLAN = (
     ("gaussians", [4, 8, 16, 32, 64], None, None),
-    ("mixtures", [4, 8, 16, 32], None, None),
+    ("mixtures", [4, 8, 16], None, None),
     ("mixtures", [17], ["Heun"], None),
     ("points", [4, 8, 16], ["deterministic DDIM", "stochastic DDIM"], None),
     ("points", [8, 16], ["DPM-Solver++(2M)"], None),
     ("points", [16], ["Heun"], None),
-    ("image-mixture", [8, 16], None, 1),
+    ("image-mixture", [8], None, 1),
     ("image-mixture", [17], ["Heun"], 1),
-    ("image-mixture-low-rank", [8, 16], None, 1),
-    ("network", [8, 16], None, 3),
+    ("image-mixture", [16], ["deterministic DDIM", "stochastic DDIM"], 1),
+    ("image-mixture-low-rank", [8], None, 1),
+    ("network", [8], None, 2),
 )
 
 
