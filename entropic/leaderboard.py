@@ -623,7 +623,9 @@ def standing(cell):
     for i, name in enumerate(cell.schedules):
         gaps = logs[i] - logs[best]
         count = gaps.size
-        noise = 2 * gaps.std(ddof=1) / math.sqrt(count) if count > 1 else math.log(1.01)
+        with np.errstate(invalid="ignore"):  # a schedule may be infinitely far off
+            noise = 2 * gaps.std(ddof=1) / math.sqrt(count) if count > 1 else math.log(1.01)
+            spread = np.exp(logs[i].std(ddof=1)) if count > 1 and complete[i] else math.nan
         verdict = ""
         if complete[i]:
             verdict = (
@@ -633,7 +635,7 @@ def standing(cell):
             {
                 "schedule": name,
                 "value": math.exp(means[i]) if complete[i] else math.nan,
-                "spread": float(np.exp(logs[i].std(ddof=1))) if count > 1 and complete[i] else math.nan,
+                "spread": float(spread),
                 "to EDM": math.exp(means[i] - means[edm]) if complete[i] else math.nan,
                 "to the best rival": math.exp(means[i] - means[rival]) if complete[i] else math.nan,
                 "verdict": verdict,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -134,6 +135,14 @@ def test_the_plan_of_the_book_is_one_that_runs(capsys):
     with pytest.raises(SystemExit):
         leaderboard.main(["no-such-work"])
     assert "no-such-work' is none of gaussians" in capsys.readouterr().err
+
+
+def test_a_schedule_may_be_infinitely_far_off():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = {row["schedule"]: row for row in standing(_cell([[1, 2], [3, 1], [math.inf, math.inf]]))}
+    assert found["EDM"]["verdict"] == "best"  # log 2 < log 3
+    assert found["rescaled"]["verdict"] in ("", "worst") and not math.isfinite(found["rescaled"]["spread"])
 
 
 def test_cells_survive_the_table_and_a_contest_has_one_of_ours(rows):
