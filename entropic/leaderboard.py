@@ -45,18 +45,19 @@ LOW, HIGH = 0.002, 80.0
 
 
 class Solver(NamedTuple):
-    """A solver's name in `entropic.exact`, its function, and how many levels a number of network calls affords it."""
+    """A solver's name in `entropic.exact` and in tables, its function, and how many levels so many calls afford it."""
 
     key: str
+    short: str
     sample: Callable
     levels: Callable
 
 
 SOLVERS = {
-    "deterministic DDIM": Solver("ddim", sample_ddim, lambda nfe: nfe),
-    "stochastic DDIM": Solver("ddim_stochastic", sample_ddim_stochastic, lambda nfe: nfe),
-    "Heun": Solver("heun", sample_heun, lambda nfe: (nfe + 1) // 2),  # 2 n - 1 calls, at most `nfe`
-    "DPM-Solver++(2M)": Solver("dpmpp_2m", sample_dpmpp_2m, lambda nfe: nfe),
+    "deterministic DDIM": Solver("ddim", "det. DDIM", sample_ddim, lambda nfe: nfe),
+    "stochastic DDIM": Solver("ddim_stochastic", "stoch. DDIM", sample_ddim_stochastic, lambda nfe: nfe),
+    "Heun": Solver("heun", "Heun", sample_heun, lambda nfe: (nfe + 1) // 2),  # 2 n - 1 calls, at most `nfe`
+    "DPM-Solver++(2M)": Solver("dpmpp_2m", "2M", sample_dpmpp_2m, lambda nfe: nfe),
 }
 
 
@@ -215,9 +216,7 @@ def gaussians():
             variances,
             ones,
             lambda x, sigma: x * (variances / (variances + sigma**2)),
-            lambda n, generator: (
-                variances.sqrt() * torch.randn(n, len(variances), generator=generator, dtype=torch.float64)
-            ),
+            draw,
             measure,
             1,
             {},
