@@ -399,7 +399,7 @@ def _leave(out: Path, kind: str, id: str, files: dict, columns: Mapping, entries
         "profile": run.get("profile"),
         "parameters": parameters,
         "seed": parameters.get("seed"),
-        **_git(),
+        **git_state(),
         "versions": _versions(),
         "device": f"cpu ({platform.machine()}, {os.cpu_count()} cores)",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -469,7 +469,7 @@ def _write(path: Path, text: str):
 
 
 @lru_cache
-def _git() -> dict:
+def git_state() -> dict:
     """The commit of this package and whether its tree is changed; None where it is not under git."""
 
     def git(*args):

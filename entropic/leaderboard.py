@@ -24,6 +24,7 @@ from entropic.download import cache
 from entropic.entropy import ErrorCurve
 from entropic.estimate import estimate, pca_basis
 from entropic.exact import deterministic_law, gaussian_kl, gaussian_law, gaussian_w2, stochastic_law
+from entropic.figures import git_state
 from entropic.generate import generate, local_device
 from entropic.mixtures import GaussianMixture
 from entropic.networks import load_network
@@ -456,6 +457,8 @@ def fill(
     from tqdm import tqdm
 
     mine, of = map(int, share.split("/"))
+    state = git_state()
+    commit = (state["commit"] or "")[:12] + "-dirty" * bool(state["dirty"])
     done = {_key(row) for row in store.rows()}
     work_of = {work.name: work for work in works}
     wanted = [
@@ -477,7 +480,8 @@ def fill(
         if search not in placed:
             placed[search] = _place(work, schedule, n, solver)
         sigmas, cost = placed[search]
-        row = dict(zip(_KEY, cell, strict=True)) | {"group": work.group, "levels": n, **cost}
+        row = dict(zip(_KEY, cell, strict=True)) | {"group": work.group, "levels": n, "commit": commit}
+        row |= cost
         if sigmas is None:
             store.add([row | {"metric": "", "value": None}])
             continue
@@ -518,7 +522,10 @@ def _place(work, schedule, n, solver):
 
 
 class Cell(NamedTuple):
-    """One comparison: `values` (schedules, members), members being works and runs, NaN where a schedule has none."""
+    """One comparison: `values` (schedules, members), members being works and runs, NaN where a schedule has none.
+
+    `commits`: of the code that measured each schedule, "-dirty" where its tree was changed.
+    """
 
     group: str
     metric: str
@@ -527,6 +534,7 @@ class Cell(NamedTuple):
     schedules: tuple
     values: np.ndarray
     floor: float
+    commits: tuple
 
 
 def cells(rows):
@@ -536,16 +544,42 @@ def cells(rows):
         if row["value"] is not None:
             where = (row["group"], row["metric"], row["solver"], row["nfe"])
             table, member = tables.setdefault(where, {}), (row["work"], row["run"])
-            table.setdefault(row["schedule"], {})[member] = row["value"]
+            table.setdefault(row["schedule"], {})[member] = row["value"], row["commit"]
             table.setdefault(None, []).append(row.get("floor"))
     found = []
     for where, table in tables.items():
         floors = [floor for floor in table.pop(None) if floor is not None]
         members = sorted(set().union(*table.values()))
         names = tuple(name for name in SCHEDULES if name in table)
-        values = np.array([[table[name].get(member, math.nan) for member in members] for name in names])
-        found.append(Cell(*where, names, values, float(np.mean(floors)) if floors else 0.0))
+        values = [[table[name].get(member, (math.nan,))[0] for member in members] for name in names]
+        commits = tuple(list(table[name].values())[-1][1] for name in names)
+        floor = float(np.mean(floors)) if floors else 0.0
+        found.append(Cell(*where, names, np.array(values), floor, commits))
     return found
+
+
+def merged(newer, older):
+    """The `Cell`s of both, a schedule's values taken from `newer` where both have it.
+
+    ValueError: a comparison that is in both, with another number of works and runs.
+    """
+    found = {cell[:4]: cell for cell in older}
+    for cell in newer:
+        before = found.get(cell[:4], cell)
+        if before.values.shape[1] != cell.values.shape[1]:
+            members = [before.values.shape[1], cell.values.shape[1]]
+            raise ValueError(
+                f"{', '.join(map(str, cell[:4]))}: {members} works and runs; measure as many as before"
+            )
+        lines = {
+            name: (values, commit)
+            for part in (before, cell)
+            for name, values, commit in zip(part.schedules, part.values, part.commits, strict=True)
+        }
+        names = tuple(name for name in SCHEDULES if name in lines)
+        values, commits = zip(*(lines[name] for name in names), strict=True)
+        found[cell[:4]] = cell._replace(schedules=names, values=np.array(values), commits=commits)
+    return list(found.values())
 
 
 def table(found):
@@ -558,10 +592,11 @@ def table(found):
             "nfe": cell.nfe,
             "schedule": name,
             "floor": cell.floor,
+            "commit": commit,
             "values": " ".join(f"{value:.6g}" for value in values),
         }
         for cell in found
-        for name, values in zip(cell.schedules, cell.values, strict=True)
+        for name, values, commit in zip(cell.schedules, cell.values, cell.commits, strict=True)
     ]
 
 
@@ -569,18 +604,22 @@ def from_table(columns):
     """The `Cell`s of columns as `figures.read_recorded` gives them."""
     found = {}
     for group, metric, solver, nfe, *rest in zip(
-        *(columns[name] for name in ("group", "metric", "solver", "nfe", "schedule", "floor", "values")),
+        *(
+            columns[name]
+            for name in ("group", "metric", "solver", "nfe", "schedule", "floor", "commit", "values")
+        ),
         strict=True,
     ):
         found.setdefault((group, metric, solver, int(nfe)), []).append(rest)
     return [
         Cell(
             *where,
-            tuple(name for name, _, _ in rows),
-            np.array([[float(value) for value in str(values).split()] for _, _, values in rows]),
-            rows[0][1],
+            tuple(name for name, *_ in lines),
+            np.array([[float(value) for value in str(values).split()] for *_, values in lines]),
+            lines[0][1],
+            tuple(commit for _, _, commit, _ in lines),
         )
-        for where, rows in found.items()
+        for where, lines in found.items()
     ]
 
 
@@ -597,9 +636,9 @@ def contest(cell, ours=None):
         return None
     kept = [i for i, name in enumerate(cell.schedules) if name in RIVALS or name == ours]
     names = tuple("ours" if cell.schedules[i] == ours else cell.schedules[i] for i in kept)
-    values = cell.values[kept]
+    values, commits = cell.values[kept], tuple(cell.commits[i] for i in kept)
     both = np.isfinite(values[[names.index("ours"), names.index("EDM")]]).all(0)
-    return cell._replace(schedules=names, values=values[:, both]) if both.any() else None
+    return cell._replace(schedules=names, values=values[:, both], commits=commits) if both.any() else None
 
 
 def standing(cell):

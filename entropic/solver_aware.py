@@ -8,7 +8,8 @@ needed. What is kept of the n steps' errors at sigma = 0 sums up to E_i, and a g
 
 Two ways lead to a grid. The density is the limit of many steps: minimising over the points g per log sigma gives
 g^(p+1) proportional to sum_i w_i E_i |k(u_i)|, with E_i the integral of |k(u_i)| / g^p over log sigma. The recursion
-is exact for any n: the solver's final variances in closed form, minimised over all grids.
+is exact for any n: the solver's final variances in closed form, minimised over all grids. Its robust form is for data
+that are not Gaussian: scales are known to within a factor only, and errors of 2M, of either sign, may not cancel.
 
 What is measured. metric "kl": KL(generated || data) = sum_i m_i (r_i - 1 - log r_i) / 2, r_i the ratio of the
 variances, m_i the multiplicity, in nats. metric "w2": the squared Wasserstein (Frechet) distance,
@@ -48,6 +49,7 @@ _ALPHA = {"kl": 0.0, "w2": 1.0}
 FEATURE_ALPHA = 0.75
 _FEW = 64  # beyond, a density is as good as the best grid of a first-order solver, and a search is slow
 _MISFIT = 0.01  # of u, root mean square: a curve further from every Gaussian spectrum is not taken for one
+_SPREAD = np.log(2)  # standard deviation of log c about an implied scale, which differs from place to place
 
 
 # ------------------------------------------------------------------------------------------------- one step
@@ -118,12 +120,18 @@ def gaussian_optimal_sigmas(
     n, solver = _check.integer("n", n, 2), _solver(solver)
     low, high = _check.sigma_range(sigma_min, sigma_max)
     variances, multiplicity = _spectrum(variances, multiplicity)
-    measure = _measure(variances, multiplicity, metric, alpha)
     weights = multiplicity * variances ** _exponent(metric, alpha)
-    middle = (variances.log().mean() / 2).exp()
+    measure = _measure(variances, multiplicity, metric, alpha)
 
     def deviation(sigmas):
         return measure(_ratio(variances, sigmas, solver))
+
+    return _search(deviation, variances, weights, n, solver, low, high, free_end)
+
+
+def _search(deviation, variances, weights, n, solver, low, high, free_end):
+    """The best grid that descents from several starts find; where they start depends on `variances` and `weights`."""
+    middle = (variances.log().mean() / 2).exp()
 
     def starts(low):
         sigma = log_sigmas(257, low, high)[:-1].flip(0)
@@ -144,6 +152,24 @@ def gaussian_optimal_sigmas(
             if above > low:
                 found += [_descend(deviation, start, low) for start in starts(above)]
     return min(found, key=lambda pair: pair[0])[1]
+
+
+def _robust_sigmas(variances, multiplicity, n, solver, metric, alpha, low, high, free_end):
+    """The best grid for data that are Gaussian only by and large, whose scales spread about those of a spectrum."""
+    nodes, shares = (torch.as_tensor(values) for values in np.polynomial.hermite_e.hermegauss(5))
+    multiplicity = (multiplicity[:, None] * shares / shares.sum()).flatten()
+    spread = (variances[:, None] * (2 * _SPREAD * nodes).exp()).flatten()
+    variances = variances.repeat_interleave(len(nodes))  # what an error weighs is a matter of the spectrum
+    weights = multiplicity * variances ** _exponent(metric, alpha)
+    measure = _measure(variances, multiplicity, metric, alpha)
+
+    def deviation(sigmas):
+        found = measure(_ratio(spread, sigmas, solver))
+        if solver == "dpmpp_2m":
+            found = found + weights @ _multistep_errors(spread, sigmas).square().sum(0)
+        return found
+
+    return _search(deviation, spread, weights, n, solver, low, high, free_end)
 
 
 def _descend(deviation, sigmas, low=None):
@@ -197,15 +223,29 @@ def _ratio(variances, sigmas, solver):
         slopes = (1 - u[:-1]) / now[:-1] + (1 - u[1:]) * euler[:-1] / now[1:]
         factor = (1 + (now[1:] - now[:-1]) / 2 * slopes).prod(0) * u[-1]
     else:
-        h = -sigmas[:-1].log().diff()
-        weight = torch.nn.functional.pad(h[1:] / (2 * h[:-1]), (1, 1))[: len(u), None]
-        both = euler + (1 - ratio) * weight * u
-        back = -((1 - ratio) * weight)[1:] * u[:-1]
+        both, back = _multistep(sigmas, ratio, euler, u)
         before, factor = torch.ones_like(variances), euler[0]
         for a, b in zip(both[1:].unbind(), back.unbind(), strict=True):
             before, factor = factor, a * factor + b * before
         factor = factor.abs()
     return factor * start.sqrt()
+
+
+def _multistep(sigmas, ratio, euler, u):
+    """What DPM-Solver++(2M) multiplies the last state (N, K) and the one before it (N - 1, K) by, a step."""
+    h = -sigmas[:-1].log().diff()
+    weight = torch.nn.functional.pad(h[1:] / (2 * h[:-1]), (1, 1))[: len(u), None]
+    return euler + (1 - ratio) * weight * u, -((1 - ratio) * weight)[1:] * u[:-1]
+
+
+def _multistep_errors(variances, sigmas):
+    """Relative error (N, K) of the standard deviation in each step of DPM-Solver++(2M), its past exact."""
+    exact = (variances + sigmas[:, None].square()).sqrt()
+    ratio, u = (sigmas[1:] / sigmas[:-1])[:, None], variances / exact[:-1].square()
+    both, back = _multistep(sigmas, ratio, ratio + (1 - ratio) * u, u)
+    made = both * exact[:-1]
+    made = made + torch.nn.functional.pad(back * exact[:-2], (0, 0, 1, 0))
+    return made / exact[1:] - 1
 
 
 def _measure(variances, multiplicity, metric, alpha):
@@ -248,32 +288,39 @@ def solver_aware_sigmas(
     book's page on feature distances), and a good compromise between "kl" and "w2" elsewhere.
 
     method "recursion": `gaussian_optimal_sigmas` of `implied_spectrum`, in a second or so; of the total error only.
-    "density": the best density for many steps, in milliseconds. Where the curve has `directions`, each bin is one of
-    variance V_i / m_i, its `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless given); noise in
-    u_i counts at low sigma, where 1 - u_i is small. Else the directions are the implied spectrum's, but for data of
-    one dimension (curve.dim = 1), whose direction is known. "auto": the recursion for n <= 64 if the spectrum fits
-    (root mean square of its misfit in u at most 0.01), else the density.
+    "robust": the same search, for data that are not Gaussian. The scale of a direction differs from place to place
+    there: each implied c becomes a log-normal one, exp(log(2) N(0, 1)) times as large. And 2M's errors, which change
+    sign, are not trusted to cancel: the sum over steps of their squares is added. "density": the best density for
+    many steps, in milliseconds. Where the curve has `directions`, each bin is one of variance V_i / m_i, its
+    `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low sigma,
+    where 1 - u_i is small. Else the directions are the implied spectrum's, but for data of one dimension
+    (curve.dim = 1), whose direction is known. "auto": the density for n > 64, or if no spectrum fits (root mean square
+    of its misfit in u above 0.01); else the recursion for the solvers of first order and the robust one for the others.
 
     On power laws with n <= 8 the recursion takes off up to 4% of the density's deviation for DDIM, 3 to 25% for
-    stochastic DDIM, half or more for Heun, and for DPM-Solver++(2M), whose error changes sign so that the best grids
-    let it cancel, a quarter to nearly all. On separate modes, which no Gaussian spectrum has, the density is the
-    better. `free_end` is as there; a density always ends at sigma_min. ValueError: as `gaussian_optimal_sigmas`; a
-    curve that lacks what is needed.
+    stochastic DDIM, half or more for Heun, and for DPM-Solver++(2M), where the best grids let its errors cancel, a
+    quarter to nearly all. On separate modes, which no Gaussian spectrum has, the density is the better. `free_end` is
+    as there; a density always ends at sigma_min. ValueError: as `gaussian_optimal_sigmas`; a curve that lacks what is
+    needed.
     """
     n, solver = _check.integer("n", n, 2), _solver(solver)
-    if method not in ("auto", "density", "recursion"):
-        raise ValueError(f'method = {method!r}; use "density", "recursion" or "auto"')
+    if method not in ("auto", "density", "recursion", "robust"):
+        raise ValueError(f'method = {method!r}; use "density", "recursion", "robust" or "auto"')
     low, high = _check.sigma_range(sigma_min, sigma_max)
     if metric is None:
         metric, alpha = "w2", FEATURE_ALPHA if alpha is None else alpha
     exponent = _exponent(metric, alpha)
     parts, counts = _bins(curve, multiplicity)
-    exact = method == "recursion" or (method == "auto" and n <= _FEW)
     implied = curve.directions is None and curve.dim != 1
-    if exact or implied:
+    if implied or method in ("recursion", "robust") or (method == "auto" and n <= _FEW):
         variances, masses = implied_spectrum(curve)
-        if method == "recursion" or (exact and _misfit(curve, variances, masses) <= _MISFIT):
+        if method == "auto" and n <= _FEW and _misfit(curve, variances, masses) <= _MISFIT:
+            method = "recursion" if order(solver) == 1 else "robust"
+        if method in ("recursion", "robust"):
             _covered(curve, low, high)
+        if method == "robust":
+            return _robust_sigmas(variances, masses, n, solver, metric, alpha, low, high, free_end)
+        if method == "recursion":
             return gaussian_optimal_sigmas(
                 variances, n, solver, metric, low, high, alpha=alpha, multiplicity=masses, free_end=free_end
             )

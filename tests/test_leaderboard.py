@@ -111,7 +111,7 @@ def test_store_goes_on_after_a_torn_line_and_is_shared(gaussians, tmp_path):
 
 
 def _cell(values, names=("EDM", "log", "rescaled")):
-    return Cell("g", "KL", "Heun", 8, names, np.array(values, float), 0.0)
+    return Cell("g", "KL", "Heun", 8, names, np.array(values, float), 0.0, ("abc",) * len(names))
 
 
 def test_standing():
@@ -152,7 +152,7 @@ def test_cells_survive_the_table_and_a_contest_has_one_of_ours(rows):
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     again = leaderboard.from_table(columns)
-    assert [cell[:5] for cell in again] == [cell[:5] for cell in found]
+    assert [cell[:5] + cell[6:] for cell in again] == [cell[:5] + cell[6:] for cell in found]
     for one, two in zip(found, again, strict=True):
         assert np.allclose(one.values, two.values, rtol=1e-5, atol=0, equal_nan=True)
     for cell in again:
@@ -167,6 +167,20 @@ def test_cells_survive_the_table_and_a_contest_has_one_of_ours(rows):
     assert leaderboard.contest(found[0], "no such") is None
     named = leaderboard.contest(found[0], "spectrum, KL")
     assert named.values[-1, 0] == found[0].values[found[0].schedules.index("spectrum, KL"), 0]
+
+
+def test_what_is_measured_anew_takes_the_place_of_what_was_kept():
+    kept = _cell([[1, 2], [3, 4]], ("EDM", "rescaled"))
+    other = kept._replace(nfe=4)
+    new = _cell([[5, 6], [7, 8]], ("log", "rescaled"))._replace(commits=("def", "def"))
+    both, left = leaderboard.merged([new], [kept, other])
+    assert left is other
+    assert both.schedules == ("EDM", "log", "rescaled") and both.commits == ("abc", "def", "def")
+    assert both.values.tolist() == [[1, 2], [5, 6], [7, 8]]
+    (alone,) = leaderboard.merged([new], [])
+    assert alone.schedules == new.schedules and np.array_equal(alone.values, new.values)
+    with pytest.raises(ValueError, match=r"g, KL, Heun, 8: \[2, 1\] works and runs"):
+        leaderboard.merged([new._replace(values=new.values[:, :1])], [kept])
 
 
 def test_searches_that_ask_nothing_of_the_work_are_made_once(gaussians, tmp_path, monkeypatch):
