@@ -404,6 +404,7 @@ def network(
 WORKS = {
     "gaussians": gaussians,
     "mixtures": mixtures,
+    "mixtures-wider": functools.partial(mixtures, widths=(0.1, 0.5)),
     "points": functools.partial(mixtures, widths=(0.0,)),
     "image-mixture": image_mixture,
     "image-mixture-low-rank": functools.partial(image_mixture, rank=16),
@@ -725,14 +726,16 @@ PLAN = (
     ("gaussians", [4, 8, 16, 32, 64], None, None),
     ("mixtures", [4, 8, 16], None, None),
     ("mixtures", [17], ["Heun"], None),
+    ("mixtures-wider", [8], None, None),
     ("points", [4, 8, 16], ["deterministic DDIM", "stochastic DDIM"], None),
     ("points", [8, 16], ["DPM-Solver++(2M)"], None),
     ("points", [16], ["Heun"], None),
     ("image-mixture", [8], None, 1),
     ("image-mixture", [17], ["Heun"], 1),
     ("image-mixture", [16], ["deterministic DDIM", "stochastic DDIM"], 1),
-    ("image-mixture-low-rank", [8], None, 1),
+    ("image-mixture-low-rank", [4, 8, 16, 32], None, 1),
     ("network", [8], None, 2),
+    ("network", [4], None, 1),
 )
 
 

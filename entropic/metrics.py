@@ -7,7 +7,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 import os
 import sys
 import tempfile
@@ -171,32 +170,37 @@ def floor(features_real, n, seed, repeats, reference=None, *, allow_singular=Fal
     return Spread(float(np.mean(found)), float(np.std(found, ddof=1)))
 
 
-def sensitivity(images, directions, step, extractor=None, *, weights=None, batch=64, device="cpu"):
-    """How far the Frechet distance moves per squared relative error along some directions of image space.
+def imposed_distance(
+    images, directions, errors, extractor=None, *, weights=None, batch=64, device="cpu"
+) -> float:
+    """Frechet distance that relative errors along some directions of image space make, imposed on images themselves.
 
-    images (N, 1 or 3, H, W) uint8; directions (D, r), orthonormal columns: the deviations of the pixels ([-1, 1], D of
-    them) from their mean grow by the factor 1 + step there, are clamped and rounded as images are. Returns the
-    distance between the features before and after (in pixels without `extractor`), over step^2. For unclamped pixels
-    that is the variance along the directions. N <= F is allowed: both sides are the same images, so that nothing is
-    left of the floor. ValueError: step = 0, other shapes; the rest as in `extract`.
+    images (N, 1 or 3, H, W) uint8; directions (D, r), orthonormal columns; errors (r,), or one for all: the deviations
+    of the pixels ([-1, 1], D of them) from their mean grow by the factors 1 + error there, are clamped and rounded as
+    images are. Returns the distance between the features before and after (in pixels without `extractor`). Over the
+    square of one small error it is the weight of the directions: for unclamped pixels the variance along them. N <= F
+    is allowed: both sides are the same images, so that nothing is left of the floor. ValueError: errors that are not
+    finite, other shapes; the rest as in `extract`.
     """
     x = to_pixels(torch.as_tensor(images), torch.float64).flatten(1)
     if directions.ndim != 2 or len(directions) != x.shape[1]:
         raise ValueError(
             f"directions has shape {tuple(directions.shape)}; pass columns of {x.shape[1]} entries"
         )
-    if not step or not math.isfinite(step):
-        raise ValueError(f"step = {step}; pass a finite relative error other than 0")
-    directions = directions.to(x)
-    moved = to_uint8((x + step * ((x - x.mean(0)) @ directions) @ directions.T).reshape(images.shape))
+    directions, errors = directions.to(x), as_float64("errors", errors)
+    if errors.ndim > 1 or errors.numel() not in (1, directions.shape[1]):
+        raise ValueError(
+            f"errors has shape {tuple(errors.shape)}; pass one, or one for each of {directions.shape[1]} directions"
+        )
+    moved = to_uint8((x + ((x - x.mean(0)) @ directions * errors) @ directions.T).reshape(images.shape))
     if extractor is None:
         before, after = (moments(to_pixels(part, torch.float64).flatten(1)) for part in (images, moved))
     else:
         options = {"weights": weights, "batch": batch, "device": device}
-        # kept on disk: the same for all directions
+        # kept on disk: the same for all errors
         before = statistics(images, extractor, allow_singular=True, **options)[:2]
         after = moments(extract(moved, extractor, **options))
-    return frechet_distance(*after, *before) / step**2
+    return frechet_distance(*after, *before)
 
 
 def extract(images, extractor, *, weights=None, batch=64, device="cpu", progress=False):

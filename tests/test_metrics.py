@@ -632,24 +632,27 @@ def test_import_is_cheap_and_a_missing_extra_says_so():
     )
 
 
-def test_sensitivity_in_pixels_is_the_variance_along_the_directions():
+def test_errors_imposed_on_pixels_cost_the_variance_along_their_directions():
     generator = torch.Generator().manual_seed(0)
     images = (torch.randn(3000, 1, 4, 4, generator=generator) * 20 + 128).clamp(0, 255).to(torch.uint8)
     x = images.flatten(1).double() / 127.5 - 1
     frame = torch.linalg.qr(torch.randn(16, 16, generator=generator, dtype=torch.float64))[0]
-    for columns, step in ((frame[:, :1], 0.3), (frame[:, :1], -0.3), (frame[:, 3:6], 0.2)):
-        expected = ((x - x.mean(0)) @ columns).square().sum(1).mean().item()
+    several = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+    for columns, errors in ((frame[:, :1], 0.3), (frame[:, :1], -0.3), (frame[:, 3:6], several)):
+        expected = ((x - x.mean(0)) @ columns * errors).square().sum(1).mean().item()
         # rounding adds a variance of (2 / 255)^2 / 12 a pixel, which moves the standard deviations by a thousandth
-        assert metrics.sensitivity(images, columns, step) == pytest.approx(expected, rel=0.01)
-    with pytest.raises(ValueError, match="step = 0"):
-        metrics.sensitivity(images, frame, 0)
+        assert metrics.imposed_distance(images, columns, errors) == pytest.approx(expected, rel=0.01)
+    with pytest.raises(ValueError, match="errors"):
+        metrics.imposed_distance(images, frame, float("nan"))
+    with pytest.raises(ValueError, match="each of 16 directions"):
+        metrics.imposed_distance(images, frame, several)
     with pytest.raises(ValueError, match="columns of 16"):
-        metrics.sensitivity(images, frame[:9], 0.1)
+        metrics.imposed_distance(images, frame[:9], 0.1)
     with pytest.raises(ValueError, match="uint8"):
-        metrics.sensitivity(x, frame, 0.1)
+        metrics.imposed_distance(x, frame, 0.1)
 
 
-def test_sensitivity_in_features_sees_the_direction_that_the_network_sees(monkeypatch):
+def test_errors_imposed_are_seen_in_the_direction_that_the_network_sees(monkeypatch):
     images = torch.randint(60, 200, (512, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(
         torch.uint8
     )
@@ -661,5 +664,5 @@ def test_sensitivity_in_features_sees_the_direction_that_the_network_sees(monkey
     )
     frame = torch.eye(16, dtype=torch.float64)
     seen = (3 * images[:, 0, 0, 0].double() / 127.5).var().item()
-    assert metrics.sensitivity(images, frame[:, :1], 0.25, "any") == pytest.approx(seen, rel=0.02)
-    assert metrics.sensitivity(images, frame[:, 1:], 0.25, "any") == pytest.approx(0, abs=1e-9)
+    assert metrics.imposed_distance(images, frame[:, :1], 0.25, "any") == pytest.approx(seen / 16, rel=0.02)
+    assert metrics.imposed_distance(images, frame[:, 1:], 0.25, "any") == pytest.approx(0, abs=1e-9)
