@@ -38,7 +38,7 @@ from entropic.schedules import (
     rescaled_sigmas,
     vp_sigmas,
 )
-from entropic.solver_aware import gaussian_optimal_sigmas, solver_aware_sigmas
+from entropic.solver_aware import gaussian_optimal_sigmas, order, solver_aware_sigmas
 
 __all__ = ["SCHEDULES", "SOLVERS", "Work", "cells", "fill", "ranks", "standing"]
 
@@ -99,6 +99,12 @@ def _aware(work, n, solver, free_end=True, **measure):
         free_end=free_end,
         **measure,
     )
+
+
+def _recursion(work, n, solver, **measure):
+    if order(SOLVERS[solver].key) == 1:
+        raise ValueError(f"{solver}: the recursion is what its default takes; measured there")
+    return _aware(work, n, solver, method="recursion", **measure)
 
 
 def _spectrum(work, n, solver, metric="kl", alpha=None):
@@ -162,6 +168,8 @@ OURS = {
     )
 }
 OURS["curve, 0.75, fixed end"] = functools.partial(_aware, alpha=0.75, free_end=False)
+OURS["curve, KL, recursion"] = functools.partial(_recursion, metric="kl")
+OURS["curve, 0.75, recursion"] = functools.partial(_recursion, alpha=0.75)
 SCHEDULES = RIVALS | OURS
 FORMULAS = (
     "EDM",
@@ -194,8 +202,8 @@ def _levels(count=96):
 
 def gaussians():
     """Gaussian data, isotropic and with spectra that fall as a power: exact KL(generated || data) and squared W2."""
-    order = torch.arange(1, 301, dtype=torch.float64)
-    spectra = {"isotropic": torch.ones(1, dtype=torch.float64), "k^-1": 1 / order, "k^-2": order**-2}
+    k = torch.arange(1, 301, dtype=torch.float64)
+    spectra = {"isotropic": torch.ones(1, dtype=torch.float64), "k^-1": 1 / k, "k^-2": k**-2}
     sigma = _levels()
 
     def work(name, variances):
@@ -268,7 +276,8 @@ def mixtures(widths=(0.05, 0.3), data_sets=20, components=15):
                     measure,
                     1,
                     {},
-                    (*RIVALS, "curve, KL", "spectrum, KL"),  # one direction: the weights have nothing to say
+                    # one direction: the weights have nothing to say
+                    (*RIVALS, "curve, KL", "curve, KL, recursion", "spectrum, KL"),
                 )
             )
     return works
@@ -694,8 +703,7 @@ def ranks(found):
         means = np.log(np.maximum(cell.values, 1e-300)).mean(1)
         values = np.array([means[cell.schedules.index(name)] for name in names])
         if np.isfinite(values).all():
-            order = values.argsort().argsort() + 1.0
-            table.append(order)
+            table.append(values.argsort().argsort() + 1.0)
     count, k = len(table), len(names)
     if not count:
         raise ValueError("found holds no cell that has all schedules; measure more of them")
