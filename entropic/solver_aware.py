@@ -21,6 +21,8 @@ rho = (2 p + 1) / (2 alpha - 2 / a): EDM's family (rho = infinity: uniform in lo
 g proportional to sigma^(1 - 2 / a) there, if a > 1: the best for a first-order solver at alpha = 3/2 - 2/a.
 """
 
+import math
+
 import numpy as np
 import torch
 
@@ -33,6 +35,7 @@ __all__ = [
     "gaussian_optimal_sigmas",
     "implied_spectrum",
     "local_error",
+    "negentropy",
     "order",
     "solver_aware_sigmas",
 ]
@@ -49,7 +52,7 @@ _ALPHA = {"kl": 0.0, "w2": 1.0}
 FEATURE_ALPHA = 0.75
 _FEW = 64  # beyond, a density is as good as the best grid of a first-order solver, and a search is slow
 _MISFIT = 0.01  # of u, root mean square: a curve further from every Gaussian spectrum is not taken for one
-_SPREAD = np.log(2)  # standard deviation of log c about an implied scale, which differs from place to place
+_MOST_SPREAD = np.log(2)  # of log c about an implied scale: beyond, nothing more is gained
 
 
 # ------------------------------------------------------------------------------------------------- one step
@@ -154,11 +157,12 @@ def _search(deviation, variances, weights, n, solver, low, high, free_end):
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def _robust_sigmas(variances, multiplicity, n, solver, metric, alpha, low, high, free_end):
-    """The best grid for data that are Gaussian only by and large, whose scales spread about those of a spectrum."""
+def _robust_sigmas(variances, multiplicity, spread, n, solver, metric, alpha, low, high, free_end):
+    """The best grid for data whose log scales spread by so much (standard deviation) about those of a spectrum."""
     nodes, shares = (torch.as_tensor(values) for values in np.polynomial.hermite_e.hermegauss(5))
     multiplicity = (multiplicity[:, None] * shares / shares.sum()).flatten()
-    spread = (variances[:, None] * (2 * _SPREAD * nodes).exp()).flatten()
+    doubt = (spread / _MOST_SPREAD) ** 2
+    spread = (variances[:, None] * (2 * spread * nodes).exp()).flatten()
     variances = variances.repeat_interleave(len(nodes))  # what an error weighs is a matter of the spectrum
     weights = multiplicity * variances ** _exponent(metric, alpha)
     measure = _measure(variances, multiplicity, metric, alpha)
@@ -166,7 +170,7 @@ def _robust_sigmas(variances, multiplicity, n, solver, metric, alpha, low, high,
     def deviation(sigmas):
         found = measure(_ratio(spread, sigmas, solver))
         if solver == "dpmpp_2m":
-            found = found + weights @ _multistep_errors(spread, sigmas).square().sum(0)
+            found = found + doubt * (weights @ _multistep_errors(spread, sigmas).square().sum(0))
         return found
 
     return _search(deviation, spread, weights, n, solver, low, high, free_end)
@@ -289,8 +293,9 @@ def solver_aware_sigmas(
 
     method "recursion": `gaussian_optimal_sigmas` of `implied_spectrum`, in a second or so; of the total error only.
     "robust": the same search, for data that are not Gaussian. The scale of a direction differs from place to place
-    there: each implied c becomes a log-normal one, exp(log(2) N(0, 1)) times as large. And 2M's errors, which change
-    sign, are not trusted to cancel: the sum over steps of their squares is added. "density": the best density for
+    there: each implied c becomes a log-normal one, exp(s N(0, 1)) times as large, where s = 2 sqrt(J), at most log(2),
+    J the curve's `negentropy`; 0 for Gaussian data. And 2M's errors, which change sign, are not trusted to cancel: the
+    sum over steps of their squares is added, (s / log(2))^2 times. "density": the best density for
     many steps, in milliseconds. Where the curve has `directions`, each bin is one of variance V_i / m_i, its
     `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low sigma,
     where 1 - u_i is small. Else the directions are the implied spectrum's, but for data of one dimension
@@ -319,7 +324,8 @@ def solver_aware_sigmas(
         if method in ("recursion", "robust"):
             _covered(curve, low, high)
         if method == "robust":
-            return _robust_sigmas(variances, masses, n, solver, metric, alpha, low, high, free_end)
+            spread = min(2 * negentropy(curve, multiplicity) ** 0.5, _MOST_SPREAD)
+            return _robust_sigmas(variances, masses, spread, n, solver, metric, alpha, low, high, free_end)
         if method == "recursion":
             return gaussian_optimal_sigmas(
                 variances, n, solver, metric, low, high, alpha=alpha, multiplicity=masses, free_end=free_end
@@ -327,10 +333,7 @@ def solver_aware_sigmas(
     if implied:
         u, counts = 1 / (1 + curve.sigma[:, None].square() / variances), masses
     else:
-        u = (parts / (counts * curve.sigma[:, None].square())).clamp(0, 1)
-        # The variance of a Gaussian that has the error of the last level; a bin without error has no weight.
-        last = u[-1].clamp_max(1 - 1e-9)
-        variances = curve.sigma[-1].square() * last / (1 - last)
+        u, variances = _uncertainty(curve.sigma, parts, counts)  # a bin without error has no weight
     weights = torch.where(variances > 0, counts * variances.clamp_min(1e-300) ** exponent, 0.0)
     return time_sigmas(n, _density_time(curve.sigma, u, weights, solver, low, high), low, high)
 
@@ -357,6 +360,32 @@ def implied_spectrum(curve, size=96):
     norms = np.linalg.norm(scaled, axis=0)
     masses = torch.as_tensor(_nonnegative(scaled / norms, (rows * curve.eps2).numpy()) / norms)
     return variances[masses > 0], masses[masses > 0]
+
+
+def negentropy(curve, multiplicity=None):
+    """Nats a dimension that the data's entropy lies below that of a Gaussian with the same variances, from the curve.
+
+    The integral of u_gauss - u over log sigma, where u_gauss = c^2 / (c^2 + sigma^2) has the error of the last level:
+    entropies are integrals of the error (Guo, Shamai and Verdu 2005), and the Gaussian has the largest error of given
+    variance. Of the `directions` of an `ErrorCurve`, with their `multiplicity`; without them against an isotropic
+    Gaussian of `curve.dim` dimensions. inf if that is not known. What lies below the first level is not seen.
+    """
+    parts, counts = _bins(curve, multiplicity)
+    if curve.directions is None:
+        if curve.dim is None:
+            return math.inf
+        counts = counts * curve.dim
+    u, variances = _uncertainty(curve.sigma, parts, counts)
+    gaussian = variances / (variances + curve.sigma[:, None].square())
+    missing = torch.trapezoid(gaussian - u, curve.sigma.log(), dim=0)
+    return max(0.0, float(missing @ counts / counts.sum()))
+
+
+def _uncertainty(sigma, parts, counts):
+    """u (n, m) of each bin and the variances (m,) of a Gaussian that has the error of the last level."""
+    u = (parts / (counts * sigma[:, None].square())).clamp(0, 1)
+    last = u[-1].clamp_max(1 - 1e-9)
+    return u, sigma[-1].square() * last / (1 - last)
 
 
 def _misfit(curve, variances, masses):

@@ -558,18 +558,44 @@ def test_a_robust_grid_pays_where_data_are_not_gaussian(solver, n):
 @pytest.mark.parametrize("decay", [1.0, 2.0])
 @pytest.mark.parametrize(("metric", "n"), [("kl", 5), ("w2", 7)])
 def test_a_robust_grid_on_gaussian_data(decay, metric, n):
-    """There it cannot beat the optimum, and is ahead of EDM's all the same; with Heun, of uniform log sigma too."""
+    """Directions tell that data are Gaussian: then it is the optimum. Their sum does not: then it pays, and is ahead of
+    EDM's all the same; with Heun, of uniform log sigma too."""
     v = power_law(decay)
-    curve = gaussian_curve(v)
     for solver in ("heun", "dpmpp_2m"):
-        robust, recursion = (
-            gaussian_deviation(
-                v, solver_aware_sigmas(curve, n, solver, metric, method=method, free_end=True), solver, metric
-            )
-            for method in ("robust", "recursion")
-        )
+
+        def deviation(method, split, solver=solver):
+            curve = gaussian_curve(v, split=split)
+            grid = solver_aware_sigmas(curve, n, solver, metric, method=method, free_end=True)
+            return gaussian_deviation(v, grid, solver, metric)
+
+        recursion, robust = deviation("recursion", False), deviation("robust", False)
         others = [edm_sigmas(n), log_sigmas(n)][: 2 if solver == "heun" else 1]
         assert recursion < robust < min(gaussian_deviation(v, grid, solver, metric) for grid in others)
+        torch.testing.assert_close(deviation("robust", True), recursion, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("width", [0.1, 0.3, 0.7])
+def test_negentropy_of_modes_by_quadrature(width):
+    modes = GaussianMixture.isotropic(math.sqrt(1 - width**2) * torch.tensor([-1.3, -0.4, 0.2, 1.5]), width)
+    x = torch.linspace(-6, 6, 20_001, dtype=torch.float64)[:, None]
+    log_density = modes.log_density(x)
+    entropy = -torch.trapezoid(log_density.exp() * log_density, x[:, 0])
+    gauss = 0.5 * math.log(2 * math.pi * math.e * float(modes.covariance()))
+    sigma = torch.logspace(-3, 2, 400, dtype=torch.float64)
+    curve = ErrorCurve(sigma, modes.eps2(sigma), dim=1)
+    assert solver_aware.negentropy(curve) == pytest.approx(gauss - float(entropy), rel=1e-3)
+
+
+def test_negentropy_of_gaussian_data():
+    v = power_law(1.5, 40)
+    assert solver_aware.negentropy(gaussian_curve(v)) < 1e-12
+    assert solver_aware.negentropy(gaussian_curve(torch.full((7,), 0.3), split=False)) < 1e-12
+    # the sum over directions is compared with one variance for all: half the mean log of the ratio
+    sigma = torch.logspace(-4, 3, 400, dtype=torch.float64)
+    curve = ErrorCurve(sigma, (1 / (1 / v + 1 / sigma[:, None].square())).sum(1), dim=len(v))
+    wanted = 0.5 * float(v.mean().log() - v.log().mean())
+    assert solver_aware.negentropy(curve) == pytest.approx(wanted, rel=1e-3)
+    assert solver_aware.negentropy(ErrorCurve(sigma, curve.eps2)) == math.inf
 
 
 def test_separate_modes_have_no_spectrum_and_take_the_density():
