@@ -728,22 +728,25 @@ def _studentised(k):
     return low / math.sqrt(2)
 
 
-# What `make leaderboard` measures: works, numbers of calls, solvers, runs. Heun's 17 calls are 9 levels. The law of
-# points after few steps of a second-order solver has so many folds that it can take minutes and gigabytes.
+# What `make leaderboard` measures: works, numbers of calls, solvers, runs, schedules. Heun's 17 calls are 9 levels. The
+# law of points after few steps of a second-order solver has so many folds that it can take minutes and gigabytes.
+_FEATURES = (*RIVALS, "curve, 0.5", "curve, 0.75", "curve, 0.75, recursion", "curve, W2")
 PLAN = (
-    ("gaussians", [4, 8, 16, 32, 64], None, None),
-    ("mixtures", [4, 8, 16], None, None),
-    ("mixtures", [17], ["Heun"], None),
-    ("mixtures-wider", [8], None, None),
-    ("points", [4, 8, 16], ["deterministic DDIM", "stochastic DDIM"], None),
-    ("points", [8, 16], ["DPM-Solver++(2M)"], None),
-    ("points", [16], ["Heun"], None),
-    ("image-mixture", [8], None, 1),
-    ("image-mixture", [17], ["Heun"], 1),
-    ("image-mixture", [16], ["deterministic DDIM", "stochastic DDIM"], 1),
-    ("image-mixture-low-rank", [4, 8, 16, 32], None, 1),
-    ("network", [8], None, 2),
-    ("network", [4], None, 1),
+    ("gaussians", [4, 8, 16, 32, 64], None, None, SCHEDULES),
+    ("mixtures", [4, 8, 16, 32, 64], None, None, SCHEDULES),
+    ("mixtures", [17], ["Heun"], None, SCHEDULES),
+    ("mixtures-wider", [8], None, None, SCHEDULES),
+    ("points", [4, 8, 16], ["deterministic DDIM", "stochastic DDIM"], None, SCHEDULES),
+    ("points", [8, 16], ["DPM-Solver++(2M)"], None, SCHEDULES),
+    ("points", [16], ["Heun"], None, SCHEDULES),
+    ("image-mixture", [8], None, 1, SCHEDULES),
+    ("image-mixture", [17], ["Heun"], 1, SCHEDULES),
+    ("image-mixture", [16], ["deterministic DDIM", "stochastic DDIM"], 1, SCHEDULES),
+    ("image-mixture", [4], None, 1, _FEATURES),
+    ("image-mixture-low-rank", [8], None, 1, SCHEDULES),
+    ("image-mixture-low-rank", [4, 16, 32, 64], None, 1, _FEATURES),
+    ("network", [8], None, 2, SCHEDULES),
+    ("network", [4, 16], None, 1, _FEATURES),
 )
 
 
@@ -756,21 +759,21 @@ def main(arguments=None):
     parser.add_argument("--store", type=Path, default=cache() / "leaderboard", help="a folder")
     parser.add_argument("--nfe", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="network calls")
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS)
-    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
+    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES)
     parser.add_argument("--runs", type=int, help="at most so many runs")
     parser.add_argument("--share", default="0/1", help="i/k: the i-th of k processes")
     given = parser.parse_args(arguments)
     unknown = [name for name in given.works if name not in WORKS]
     if unknown:
         parser.error(f"works: {unknown[0]!r} is none of {', '.join(WORKS)}")
-    plan = [(name, given.nfe, given.solvers, given.runs) for name in given.works] or PLAN
-    for name, nfe, solvers, runs in plan:
+    plan = [(name, given.nfe, given.solvers, given.runs, SCHEDULES) for name in given.works] or PLAN
+    for name, nfe, solvers, runs, schedules in plan:
         fill(
             WORKS[name](),
             Store(given.store, given.share),
             nfe=nfe,
             solvers=solvers or tuple(SOLVERS),
-            schedules=given.schedules,
+            schedules=given.schedules or schedules,
             runs=runs,
             share=given.share,
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from entropic import gaussian_kl, gaussian_law, gaussian_w2, leaderboard
+from entropic import ErrorCurve, gaussian_kl, gaussian_law, gaussian_w2, leaderboard
 from entropic.leaderboard import Cell, Store, cells, fill, ranks, standing
 from entropic.schedules import edm_sigmas
 
@@ -128,9 +128,24 @@ def test_standing():
     assert gap["EDM"]["verdict"] == "best"
 
 
+def test_the_recursion_is_measured_where_it_is_not_the_default(gaussians, tmp_path):
+    store = Store(tmp_path)
+    names = ["curve, KL", "curve, KL, recursion"]
+    curve = ErrorCurve(
+        gaussians[0].curve.sigma, gaussians[0].curve.eps2
+    )  # of no known dimension: no proof of a Gaussian
+    blind = gaussians[0]._replace(curve=curve, multiplicity=None)
+    solvers = ["deterministic DDIM", "Heun"]
+    fill([blind], store, nfe=[9], solvers=solvers, schedules=names, progress=False)
+    values = {(row["solver"], row["schedule"]): row["value"] for row in store.rows() if row["metric"] != "W2"}
+    assert values["deterministic DDIM", names[1]] is None
+    assert values["Heun", names[1]] < values["Heun", names[0]]
+
+
 def test_the_plan_of_the_book_is_one_that_runs(capsys):
-    for name, nfe, solvers, runs in leaderboard.PLAN:
+    for name, nfe, solvers, runs, schedules in leaderboard.PLAN:
         assert name in leaderboard.WORKS and set(solvers or ()) <= set(leaderboard.SOLVERS)
+        assert set(leaderboard.RIVALS) <= set(schedules) <= set(leaderboard.SCHEDULES)
         assert min(nfe) >= 4 and max(nfe) <= 64 and runs in (None, 1, 2, 3)
     with pytest.raises(SystemExit):
         leaderboard.main(["no-such-work"])
