@@ -40,7 +40,7 @@ from entropic.schedules import (
 )
 from entropic.solver_aware import gaussian_optimal_sigmas, order, solver_aware_sigmas
 
-__all__ = ["SCHEDULES", "SOLVERS", "Work", "cells", "fill", "ranks", "standing"]
+__all__ = ["SCHEDULES", "SOLVERS", "Work", "cells", "fill", "noise", "ranks", "standing"]
 
 LOW, HIGH = 0.002, 80.0
 
@@ -651,11 +651,26 @@ def contest(cell, ours=None):
     return cell._replace(schedules=names, values=values[:, both], commits=commits) if both.any() else None
 
 
-def standing(cell):
+def noise(found):
+    """By metric of images, the standard deviation of a log ratio to EDM's schedule from seeds to seeds, one run each.
+
+    Root mean square over all schedules and `Cell`s of images that have more than one run.
+    """
+    squares = {}
+    for cell in found:
+        if cell.metric.startswith(("FD-", "pixel")) and cell.values.shape[1] > 1 and "EDM" in cell.schedules:
+            logs = np.log(cell.values)
+            gaps = np.delete(logs - logs[cell.schedules.index("EDM")], cell.schedules.index("EDM"), 0)
+            squares.setdefault(cell.metric, []).extend(gaps.var(1, ddof=1))
+    return {metric: math.sqrt(np.nanmean(values)) for metric, values in squares.items()}
+
+
+def standing(cell, noise=None):
     """Each schedule's place in a cell: rows with geometric mean, spread, ratio to EDM and to the best, and verdict.
 
     "best": the least geometric mean of those measured on all members. "level": not told apart from it, the mean paired
-    log ratio lies within two standard errors (one member: within 1 %). "worst": the largest. Else "".
+    log ratio lies within two standard errors: of one member's `noise` if given, else of the members' own deviation
+    (one member: within 1 %). "worst": the largest. Else "".
     """
     logs = np.log(np.maximum(cell.values, 1e-300))
     means = logs.mean(1)
@@ -672,12 +687,18 @@ def standing(cell):
         gaps = logs[i] - logs[best]
         count = gaps.size
         with np.errstate(invalid="ignore"):  # a schedule may be infinitely far off
-            noise = 2 * gaps.std(ddof=1) / math.sqrt(count) if count > 1 else math.log(1.01)
+            own = noise or (gaps.std(ddof=1) if count > 1 else 0.5 * math.log(1.01))
             spread = np.exp(logs[i].std(ddof=1)) if count > 1 and complete[i] else math.nan
         verdict = ""
         if complete[i]:
             verdict = (
-                "best" if i == best else "level" if gaps.mean() <= noise else "worst" if i == worst else ""
+                "best"
+                if i == best
+                else "level"
+                if gaps.mean() <= 2 * own / math.sqrt(count)
+                else "worst"
+                if i == worst
+                else ""
             )
         found.append(
             {

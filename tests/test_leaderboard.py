@@ -152,6 +152,18 @@ def test_the_plan_of_the_book_is_one_that_runs(capsys):
     assert "no-such-work' is none of gaussians" in capsys.readouterr().err
 
 
+def test_noise_is_pooled_and_decides_what_is_level():
+    values = [[1.0, 1.0], [math.exp(0.1), math.exp(0.3)], [math.exp(-0.2), math.exp(0.2)]]
+    cell = _cell(values)._replace(metric="FD-X")
+    single = _cell([[1.0], [1.09], [1.3]])._replace(metric="FD-X")
+    found = leaderboard.noise([cell, single, _cell(values)])  # a KL has data sets, not seeds
+    assert found == {"FD-X": pytest.approx(math.sqrt((0.02 + 0.08) / 2))}
+    assert [row["verdict"] for row in standing(single)] == ["best", "", "worst"]
+    assert [row["verdict"] for row in standing(single, 0.05)] == ["best", "level", "worst"]
+    twice = single._replace(values=single.values.repeat(2, 1))
+    assert [row["verdict"] for row in standing(twice, 0.05)] == ["best", "", "worst"]
+
+
 def test_a_schedule_may_be_infinitely_far_off():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
