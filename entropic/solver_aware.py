@@ -52,7 +52,9 @@ _ALPHA = {"kl": 0.0, "w2": 1.0}
 FEATURE_ALPHA = 0.75
 _FEW = 64  # beyond, a density is as good as the best grid of a first-order solver, and a search is slow
 _MISFIT = 0.01  # of u, root mean square: a curve further from every Gaussian spectrum is not taken for one
-_MOST_SPREAD = np.log(2)  # of log c about an implied scale: beyond, nothing more is gained
+_MOST_SPREAD = np.log(
+    2
+)  # of log c about an implied scale, by trial; the book says on what, and where less is better
 
 
 # ------------------------------------------------------------------------------------------------- one step
@@ -294,9 +296,10 @@ def solver_aware_sigmas(
     method "recursion": `gaussian_optimal_sigmas` of `implied_spectrum`, in a second or so; of the total error only.
     "robust": the same search, for data that are not Gaussian. The scale of a direction differs from place to place
     there: each implied c becomes a log-normal one, exp(s N(0, 1)) times as large, where s = 2 sqrt(J), at most log(2),
-    J the curve's `negentropy`; 0 for Gaussian data. And 2M's errors, which change sign, are not trusted to cancel: the
-    sum over steps of their squares is added, (s / log(2))^2 times. "density": the best density for
-    many steps, in milliseconds. Where the curve has `directions`, each bin is one of variance V_i / m_i, its
+    J the curve's `negentropy`; 0 where its directions show Gaussian data. And 2M's errors, which change sign, are not
+    trusted to cancel: the sum over steps of their squares is added, (s / log(2))^2 times. It gains on separate modes;
+    on images most of whose directions are pure noise the recursion is the better. "density": the best density for many
+    steps, in milliseconds. Where the curve has `directions`, each bin is one of variance V_i / m_i, its
     `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low sigma,
     where 1 - u_i is small. Else the directions are the implied spectrum's, but for data of one dimension
     (curve.dim = 1), whose direction is known. "auto": the density for n > 64, or if no spectrum fits (root mean square

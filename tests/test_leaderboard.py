@@ -131,9 +131,8 @@ def test_standing():
 def test_the_recursion_is_measured_where_it_is_not_the_default(gaussians, tmp_path):
     store = Store(tmp_path)
     names = ["curve, KL", "curve, KL, recursion"]
-    curve = ErrorCurve(
-        gaussians[0].curve.sigma, gaussians[0].curve.eps2
-    )  # of no known dimension: no proof of a Gaussian
+    known = gaussians[0].curve
+    curve = ErrorCurve(known.sigma, known.eps2)  # of no known dimension: no proof of a Gaussian
     blind = gaussians[0]._replace(curve=curve, multiplicity=None)
     solvers = ["deterministic DDIM", "Heun"]
     fill([blind], store, nfe=[9], solvers=solvers, schedules=names, progress=False)
