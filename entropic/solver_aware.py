@@ -52,9 +52,7 @@ _ALPHA = {"kl": 0.0, "w2": 1.0}
 FEATURE_ALPHA = 0.75
 _FEW = 64  # beyond, a density is as good as the best grid of a first-order solver, and a search is slow
 _MISFIT = 0.01  # of u, root mean square: a curve further from every Gaussian spectrum is not taken for one
-_MOST_SPREAD = np.log(
-    2
-)  # of log c about an implied scale, by trial; the book says on what, and where less is better
+_MOST_SPREAD = np.log(2)  # of log c about an implied scale; chosen by trial, of which the book tells
 
 
 # ------------------------------------------------------------------------------------------------- one step
