@@ -21,8 +21,6 @@ rho = (2 p + 1) / (2 alpha - 2 / a): EDM's family (rho = infinity: uniform in lo
 g proportional to sigma^(1 - 2 / a) there, if a > 1: the best for a first-order solver at alpha = 3/2 - 2/a.
 """
 
-import math
-
 import numpy as np
 import torch
 
@@ -35,7 +33,7 @@ __all__ = [
     "gaussian_optimal_sigmas",
     "implied_spectrum",
     "local_error",
-    "negentropy",
+    "misfit",
     "order",
     "solver_aware_sigmas",
 ]
@@ -51,8 +49,8 @@ _ALIAS = {"sddim": "ddim_stochastic"}
 _ALPHA = {"kl": 0.0, "w2": 1.0}
 FEATURE_ALPHA = 0.75
 _FEW = 64  # beyond, a density is as good as the best grid of a first-order solver, and a search is slow
-_MISFIT = 0.01  # of u, root mean square: a curve further from every Gaussian spectrum is not taken for one
-_MOST_SPREAD = np.log(2)  # of log c about an implied scale; chosen by trial, of which the book tells
+_MISFIT = 0.01  # a curve further from every Gaussian spectrum is not taken for one
+_LEAST_GAP = 1e-3  # of the mean step in log sigma: levels that all but meet make one step the less
 
 
 # ------------------------------------------------------------------------------------------------- one step
@@ -158,10 +156,10 @@ def _search(deviation, variances, weights, n, solver, low, high, free_end):
 
 
 def _robust_sigmas(variances, multiplicity, spread, n, solver, metric, alpha, low, high, free_end):
-    """The best grid for data whose log scales spread by so much (standard deviation) about those of a spectrum."""
+    """The best grid for data whose log c has this standard deviation about those of a spectrum."""
     nodes, shares = (torch.as_tensor(values) for values in np.polynomial.hermite_e.hermegauss(5))
     multiplicity = (multiplicity[:, None] * shares / shares.sum()).flatten()
-    doubt = (spread / _MOST_SPREAD) ** 2
+    doubt = 2 * spread**2
     spread = (variances[:, None] * (2 * spread * nodes).exp()).flatten()
     variances = variances.repeat_interleave(len(nodes))  # what an error weighs is a matter of the spectrum
     weights = multiplicity * variances ** _exponent(metric, alpha)
@@ -193,7 +191,8 @@ def _descend(deviation, sigmas, low=None):
         value = deviation(grid)
         loss = value / scale
         loss.backward()
-        if value.item() < best[0] and (grid.diff() < 0).all():
+        gaps = -grid[:-1].log().diff()
+        if value.item() < best[0] and gaps.min() > _LEAST_GAP * gaps.mean():
             best[:] = value.item(), grid.detach()
         return loss
 
@@ -284,6 +283,7 @@ def solver_aware_sigmas(
     alpha=None,
     multiplicity=None,
     method="auto",
+    spread=None,
     free_end=False,
 ):
     """The n levels, then 0, that suit a solver and a metric, from an `ErrorCurve` that covers their range.
@@ -293,15 +293,15 @@ def solver_aware_sigmas(
 
     method "recursion": `gaussian_optimal_sigmas` of `implied_spectrum`, in a second or so; of the total error only.
     "robust": the same search, for data that are not Gaussian. The scale of a direction differs from place to place
-    there: each implied c becomes a log-normal one, exp(s N(0, 1)) times as large, where s = 2 sqrt(J), at most log(2),
-    J the curve's `negentropy`; 0 where its directions show Gaussian data. And 2M's errors, which change sign, are not
-    trusted to cancel: the sum over steps of their squares is added, (s / log(2))^2 times. It gains on separate modes;
-    on images most of whose directions are pure noise the recursion is the better. "density": the best density for many
-    steps, in milliseconds. Where the curve has `directions`, each bin is one of variance V_i / m_i, its
-    `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low sigma,
-    where 1 - u_i is small. Else the directions are the implied spectrum's, but for data of one dimension
-    (curve.dim = 1), whose direction is known. "auto": the density for n > 64, or if no spectrum fits (root mean square
-    of its misfit in u above 0.01); else the recursion for the solvers of first order and the robust one for the others.
+    there: each implied c becomes a log-normal one, exp(s N(0, 1)) times as large, s the `spread`. And 2M's errors,
+    which change sign, are not trusted to cancel: the sum over steps of their squares is added, 2 s^2 times. Unless
+    given, s = 5 sqrt(m), with m the `misfit` of the implied spectrum: next to 0 for Gaussian data, 1/2 at most where
+    "auto" goes this way. "density": the best density for many steps, in milliseconds. Where the curve has
+    `directions`, each bin is one of variance V_i / m_i, its `multiplicity` (m,) the number of its dimensions (see
+    `Basis`; 1 unless given); noise in u_i counts at low sigma, where 1 - u_i is small. Else the directions are the
+    implied spectrum's, but for data of one dimension (curve.dim = 1), whose direction is known. "auto": the density
+    for n > 64, or if no spectrum fits (misfit above 0.01); else the recursion for the solvers of first order and the
+    robust one for the others.
 
     On power laws with n <= 8 the recursion takes off up to 4% of the density's deviation for DDIM, 3 to 25% for
     stochastic DDIM, half or more for Heun, and for DPM-Solver++(2M), where the best grids let its errors cancel, a
@@ -312,6 +312,10 @@ def solver_aware_sigmas(
     n, solver = _check.integer("n", n, 2), _solver(solver)
     if method not in ("auto", "density", "recursion", "robust"):
         raise ValueError(f'method = {method!r}; use "density", "recursion", "robust" or "auto"')
+    if spread is not None:
+        if method != "robust":
+            raise ValueError(f'spread = {spread}, but method = {method!r}; only "robust" has one')
+        spread = _check.positive("spread", spread)
     low, high = _check.sigma_range(sigma_min, sigma_max)
     if metric is None:
         metric, alpha = "w2", FEATURE_ALPHA if alpha is None else alpha
@@ -320,12 +324,12 @@ def solver_aware_sigmas(
     implied = curve.directions is None and curve.dim != 1
     if implied or method in ("recursion", "robust") or (method == "auto" and n <= _FEW):
         variances, masses = implied_spectrum(curve)
-        if method == "auto" and n <= _FEW and _misfit(curve, variances, masses) <= _MISFIT:
+        if method == "auto" and n <= _FEW and misfit(curve, variances, masses) <= _MISFIT:
             method = "recursion" if order(solver) == 1 else "robust"
         if method in ("recursion", "robust"):
             _covered(curve, low, high)
         if method == "robust":
-            spread = min(2 * negentropy(curve, multiplicity) ** 0.5, _MOST_SPREAD)
+            spread = 5 * misfit(curve, variances, masses) ** 0.5 if spread is None else spread
             return _robust_sigmas(variances, masses, spread, n, solver, metric, alpha, low, high, free_end)
         if method == "recursion":
             return gaussian_optimal_sigmas(
@@ -334,7 +338,10 @@ def solver_aware_sigmas(
     if implied:
         u, counts = 1 / (1 + curve.sigma[:, None].square() / variances), masses
     else:
-        u, variances = _uncertainty(curve.sigma, parts, counts)  # a bin without error has no weight
+        u = (parts / (counts * curve.sigma[:, None].square())).clamp(0, 1)
+        # The variance of a Gaussian that has the error of the last level; a bin without error has no weight.
+        last = u[-1].clamp_max(1 - 1e-9)
+        variances = curve.sigma[-1].square() * last / (1 - last)
     weights = torch.where(variances > 0, counts * variances.clamp_min(1e-300) ** exponent, 0.0)
     return time_sigmas(n, _density_time(curve.sigma, u, weights, solver, low, high), low, high)
 
@@ -348,8 +355,7 @@ def implied_spectrum(curve, size=96):
     variances the data have: by the smoothness of the kernel they have the same error, and nearly the same best grids.
     `curve.directions` is not used: bin by bin, noise would tell more. ValueError: a curve of zeros.
     """
-    if not isinstance(curve, ErrorCurve):
-        raise ValueError(f"curve is a {type(curve).__name__}; pass an ErrorCurve")
+    _error_curve(curve)
     square, total = curve.sigma.square(), curve.eps2.max()
     if not total > 0:
         raise ValueError("eps2 = 0 at every level; a curve without error implies no spectrum")
@@ -363,37 +369,20 @@ def implied_spectrum(curve, size=96):
     return variances[masses > 0], masses[masses > 0]
 
 
-def negentropy(curve, multiplicity=None):
-    """Nats a dimension that the data's entropy lies below that of a Gaussian with the same variances, from the curve.
+def misfit(curve, variances, multiplicity=None):
+    """How far an `ErrorCurve` is from that of Gaussian data with a spectrum, as `implied_spectrum` returns it.
 
-    The integral of u_gauss - u over log sigma, where u_gauss = c^2 / (c^2 + sigma^2) has the error of the last level:
-    entropies are integrals of the error (Guo, Shamai and Verdu 2005), and the Gaussian has the largest error of given
-    variance. Of the `directions` of an `ErrorCurve`, with their `multiplicity`; without them against an isotropic
-    Gaussian of `curve.dim` dimensions. inf if that is not known. What lies below the first level is not seen.
+    Root mean square over log sigma of the difference in u = eps2 / sigma^2, in units of the largest u: 0 for the
+    curve of the spectrum, 1 at most for a spectrum fitted to it. Noise in the curve is misfit, too. variances (K,),
+    multiplicity (K,) or one each. ValueError: bad input.
     """
-    parts, counts = _bins(curve, multiplicity)
-    if curve.directions is None:
-        if curve.dim is None:
-            return math.inf
-        counts = counts * curve.dim
-    u, variances = _uncertainty(curve.sigma, parts, counts)
-    gaussian = variances / (variances + curve.sigma[:, None].square())
-    missing = torch.trapezoid(gaussian - u, curve.sigma.log(), dim=0)
-    return max(0.0, float(missing @ counts / counts.sum()))
-
-
-def _uncertainty(sigma, parts, counts):
-    """u (n, m) of each bin and the variances (m,) of a Gaussian that has the error of the last level."""
-    u = (parts / (counts * sigma[:, None].square())).clamp(0, 1)
-    last = u[-1].clamp_max(1 - 1e-9)
-    return u, sigma[-1].square() * last / (1 - last)
-
-
-def _misfit(curve, variances, masses):
-    """Root mean square over levels of the misfit of a spectrum, in units of the largest u."""
-    square = curve.sigma.square()
-    fitted = (masses / (1 / variances + 1 / square[:, None])).sum(1)
-    return ((fitted - curve.eps2) / square).square().mean().sqrt() / (curve.eps2 / square).max()
+    _error_curve(curve)
+    variances, multiplicity = _spectrum(variances, multiplicity)
+    square, x = curve.sigma.square(), curve.sigma.log()
+    u = curve.eps2 / square
+    fitted = (multiplicity / (1 + square[:, None] / variances)).sum(1)
+    mean = torch.trapezoid((fitted - u).square(), x) / (x[-1] - x[0])
+    return float(mean.sqrt() / u.max())
 
 
 def _nonnegative(a, b):
@@ -490,10 +479,14 @@ def _multiplicity(multiplicity, m):
     return multiplicity
 
 
-def _bins(curve, multiplicity):
-    """Errors by bin (n, m) and the number of dimensions in each (m,)."""
+def _error_curve(curve):
     if not isinstance(curve, ErrorCurve):
         raise ValueError(f"curve is a {type(curve).__name__}; pass an ErrorCurve")
+
+
+def _bins(curve, multiplicity):
+    """Errors by bin (n, m) and the number of dimensions in each (m,)."""
+    _error_curve(curve)
     if curve.directions is None:
         if multiplicity is not None:
             raise ValueError(
