@@ -49,7 +49,7 @@ _ALIAS = {"sddim": "ddim_stochastic"}
 _ALPHA = {"kl": 0.0, "w2": 1.0}
 FEATURE_ALPHA = 0.75
 _FEW = 64  # beyond, a density is as good as the best grid of a first-order solver, and a search is slow
-_MISFIT = 0.01  # a curve further from every Gaussian spectrum is not taken for one
+_MISFIT = 0.01  # times the order: a curve further from every Gaussian spectrum is not taken for one
 _LEAST_GAP = 1e-3  # of the mean step in log sigma: levels that all but meet make one step the less
 
 
@@ -295,13 +295,12 @@ def solver_aware_sigmas(
     "robust": the same search, for data that are not Gaussian. The scale of a direction differs from place to place
     there: each implied c becomes a log-normal one, exp(s N(0, 1)) times as large, s the `spread`. And 2M's errors,
     which change sign, are not trusted to cancel: the sum over steps of their squares is added, 2 s^2 times. Unless
-    given, s = 5 sqrt(m), with m the `misfit` of the implied spectrum: next to 0 for Gaussian data, 1/2 at most where
-    "auto" goes this way. "density": the best density for many steps, in milliseconds. Where the curve has
-    `directions`, each bin is one of variance V_i / m_i, its `multiplicity` (m,) the number of its dimensions (see
-    `Basis`; 1 unless given); noise in u_i counts at low sigma, where 1 - u_i is small. Else the directions are the
-    implied spectrum's, but for data of one dimension (curve.dim = 1), whose direction is known. "auto": the density
-    for n > 64, or if no spectrum fits (misfit above 0.01); else the recursion for the solvers of first order and the
-    robust one for the others.
+    given, s = 5 sqrt(m), with m the `misfit` of the implied spectrum: next to 0 for Gaussian data. "density": the best
+    density for many steps, in milliseconds. Where the curve has `directions`, each bin is one of variance V_i / m_i,
+    its `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low
+    sigma, where 1 - u_i is small. Else the directions are the implied spectrum's, but for data of one dimension
+    (curve.dim = 1), whose direction is known. "auto": for solvers of first order the recursion, for the others the
+    robust search; but the density for n > 64, or if no spectrum fits (m above 0.01 at first order, 0.02 at second).
 
     On power laws with n <= 8 the recursion takes off up to 4% of the density's deviation for DDIM, 3 to 25% for
     stochastic DDIM, half or more for Heun, and for DPM-Solver++(2M), where the best grids let its errors cancel, a
@@ -324,7 +323,7 @@ def solver_aware_sigmas(
     implied = curve.directions is None and curve.dim != 1
     if implied or method in ("recursion", "robust") or (method == "auto" and n <= _FEW):
         variances, masses = implied_spectrum(curve)
-        if method == "auto" and n <= _FEW and misfit(curve, variances, masses) <= _MISFIT:
+        if method == "auto" and n <= _FEW and misfit(curve, variances, masses) <= _MISFIT * order(solver):
             method = "recursion" if order(solver) == 1 else "robust"
         if method in ("recursion", "robust"):
             _covered(curve, low, high)

@@ -623,9 +623,10 @@ def test_levels_keep_apart():
 def test_separate_modes_have_no_spectrum_and_take_the_density():
     modes = GaussianMixture.isotropic([-1.4, -0.3, 0.6, 1.1], 0.02)
     curve = ErrorCurve(LEVELS, modes.eps2(LEVELS), dim=1)
-    assert solver_aware.misfit(curve, *implied_spectrum(curve)) > solver_aware._MISFIT
-    grid = solver_aware_sigmas(curve, 8, "ddim")
-    assert torch.equal(grid, solver_aware_sigmas(curve, 8, "ddim", method="density"))
+    assert solver_aware.misfit(curve, *implied_spectrum(curve)) > 0.02
+    for solver in SOLVERS:
+        grid = solver_aware_sigmas(curve, 8, solver)
+        assert torch.equal(grid, solver_aware_sigmas(curve, 8, solver, method="density"))
     found = {
         method: exact.deterministic_law(
             modes, solver_aware_sigmas(curve, 8, method=method), "ddim", "exact"
@@ -634,6 +635,15 @@ def test_separate_modes_have_no_spectrum_and_take_the_density():
     }
     edm = exact.deterministic_law(modes, edm_sigmas(8), "ddim", "exact").kl(modes)
     assert found["density"] < min(found["recursion"], edm)
+
+
+def test_a_robust_search_bears_more_misfit_than_the_recursion():
+    modes = GaussianMixture.isotropic([-1.4, -0.3, 0.6, 1.1], 0.36)
+    curve = ErrorCurve(LEVELS, modes.eps2(LEVELS), dim=1)
+    assert 0.01 < solver_aware.misfit(curve, *implied_spectrum(curve)) < 0.02
+    for solver, method in (("ddim", "density"), ("heun", "robust"), ("dpmpp_2m", "robust")):
+        one, other = (solver_aware_sigmas(curve, 5, solver, method=m) for m in ("auto", method))
+        assert torch.equal(one, other)
 
 
 def test_bins_are_directions_of_their_multiplicity():
