@@ -130,7 +130,7 @@ def gaussian_optimal_sigmas(
     return _search(deviation, variances, weights, n, solver, low, high, free_end)
 
 
-def _search(deviation, variances, weights, n, solver, low, high, free_end):
+def _search(deviation, variances, weights, n, solver, low, high, free_end, least=0.0):
     """The best grid that descents from several starts find; where they start depends on `variances` and `weights`."""
     middle = (variances.log().mean() / 2).exp()
 
@@ -146,12 +146,12 @@ def _search(deviation, variances, weights, n, solver, low, high, free_end):
         found = [(torch.inf, _ending_in_zero(torch.tensor([high, low], dtype=torch.float64)))]
         found[0] = deviation(found[0][1]).item(), found[0][1]
     else:
-        found = [_descend(deviation, start) for start in starts(low)]
+        found = [_descend(deviation, start, least=least) for start in starts(low)]
     if free_end:
         for c in (variances.sqrt().min(), middle):  # the last level belongs somewhat below the data's scales
             above = (c / 4).clamp(low * 1.5, high / 4).item()
             if above > low:
-                found += [_descend(deviation, start, low) for start in starts(above)]
+                found += [_descend(deviation, start, low, least) for start in starts(above)]
     return min(found, key=lambda pair: pair[0])[1]
 
 
@@ -159,34 +159,40 @@ def _robust_sigmas(variances, multiplicity, spread, n, solver, metric, alpha, lo
     """The best grid for data whose log c has this standard deviation about those of a spectrum."""
     nodes, shares = (torch.as_tensor(values) for values in np.polynomial.hermite_e.hermegauss(5))
     multiplicity = (multiplicity[:, None] * shares / shares.sum()).flatten()
-    doubt = 2 * spread**2
-    spread = (variances[:, None] * (2 * spread * nodes).exp()).flatten()
+    scattered = (variances[:, None] * (2 * spread * nodes).exp()).flatten()
     variances = variances.repeat_interleave(len(nodes))  # what an error weighs is a matter of the spectrum
     weights = multiplicity * variances ** _exponent(metric, alpha)
     measure = _measure(variances, multiplicity, metric, alpha)
 
     def deviation(sigmas):
-        found = measure(_ratio(spread, sigmas, solver))
+        found = measure(_ratio(scattered, sigmas, solver))
         if solver == "dpmpp_2m":
-            found = found + doubt * (weights @ _multistep_errors(spread, sigmas).square().sum(0))
+            found = found + 2 * spread**2 * (weights @ _multistep_errors(scattered, sigmas).square().sum(0))
         return found
 
-    return _search(deviation, spread, weights, n, solver, low, high, free_end)
+    # 2M divides by the step before: a pair of close levels makes it another rule, which no real denoiser bears
+    least = min(spread, 0.5) if solver == "dpmpp_2m" else 0.0
+    return _search(deviation, scattered, weights, n, solver, low, high, free_end, least)
 
 
-def _descend(deviation, sigmas, low=None):
-    """The smallest deviation that L-BFGS meets from a grid, and its grid; its last level free above `low` if given."""
+def _descend(deviation, sigmas, low=None, least=0.0):
+    """The smallest deviation that L-BFGS meets from a grid, and its grid; its last level free above `low` if given.
+
+    The steps in log sigma are at least `least` times their mean, but for those of the grid that it starts from.
+    """
     logs = sigmas[:-1].log()
     if low is not None:
         logs = torch.cat([logs, torch.tensor([low], dtype=torch.float64).log()])
-    free = (-logs.diff()).log().requires_grad_()
+    share = logs.diff() / (logs[-1] - logs[0])
+    free = (share - least / len(share)).clamp_min(1e-3 / len(share)).log().requires_grad_()
     last = sigmas[-2:] if low is None else sigmas[-1:]
     scale = deviation(sigmas).item()
     best = [scale, sigmas]
 
     def closure():
         free.grad = None
-        inner = logs[0] - (logs[0] - logs[-1]) * free.softmax(0).cumsum(0)[:-1]
+        steps = least / len(free) + (1 - least) * free.softmax(0)
+        inner = logs[0] - (logs[0] - logs[-1]) * steps.cumsum(0)[:-1]
         grid = torch.cat([sigmas[:1], inner.exp(), last])
         value = deviation(grid)
         loss = value / scale
@@ -294,7 +300,8 @@ def solver_aware_sigmas(
     method "recursion": `gaussian_optimal_sigmas` of `implied_spectrum`, in a second or so; of the total error only.
     "robust": the same search, for data that are not Gaussian. The scale of a direction differs from place to place
     there: each implied c becomes a log-normal one, exp(s N(0, 1)) times as large, s the `spread`. And 2M's errors,
-    which change sign, are not trusted to cancel: the sum over steps of their squares is added, 2 s^2 times. Unless
+    which change sign, are not trusted to cancel: the sum over steps of their squares is added, 2 s^2 times; nor is a
+    step much shorter than others, by which 2M divides: in log sigma each is at least min(s, 1/2) of their mean. Unless
     given, s = 5 sqrt(m), with m the `misfit` of the implied spectrum: next to 0 for Gaussian data. "density": the best
     density for many steps, in milliseconds. Where the curve has `directions`, each bin is one of variance V_i / m_i,
     its `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low
