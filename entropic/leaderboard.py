@@ -763,6 +763,7 @@ PLAN = (
     ("image-mixture", [8], None, 1, SCHEDULES),
     ("image-mixture", [17], ["Heun"], 1, SCHEDULES),
     ("image-mixture", [16], ["deterministic DDIM", "stochastic DDIM"], 1, SCHEDULES),
+    ("image-mixture", [16], ["DPM-Solver++(2M)"], 1, _FEATURES),
     ("image-mixture", [4], None, 1, _FEATURES),
     ("image-mixture-low-rank", [8], None, 1, SCHEDULES),
     ("image-mixture-low-rank", [4, 16, 32, 64], None, 1, _FEATURES),

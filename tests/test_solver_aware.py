@@ -606,18 +606,20 @@ def test_the_spread_is_read_off_the_misfit(width):
     assert (one - solver_aware_sigmas(curve, 6, "heun", method="recursion")).abs().max() > 1e-3
 
 
-def test_levels_keep_apart():
-    """The descent goes towards a grid with two levels in one place, and stops short of it."""
+@pytest.mark.parametrize("least", [0.0, 0.2, 0.5])
+def test_levels_keep_apart(least):
+    """The descent goes towards a grid with two levels in one place, and stops short of it, `least` of a mean step."""
     wanted = log_sigmas(7)[:-1].log()
     wanted[3] = wanted[2]
 
     def deviation(sigmas):
         return (sigmas[:-1].log() - wanted).square().sum()
 
-    value, sigmas = solver_aware._descend(deviation, log_sigmas(7))
+    value, sigmas = solver_aware._descend(deviation, log_sigmas(7), least=least)
     gaps = -sigmas[:-1].log().diff()
-    assert value < 0.01 * deviation(log_sigmas(7))
-    assert gaps.min() > 1e-3 * gaps.mean()
+    assert gaps.min() > max(1e-3, 0.999 * least) * gaps.mean()
+    # The best of such grids moves either level by half of that, and no other.
+    assert value == pytest.approx(2 * float(least * gaps.mean() / 2) ** 2, rel=1e-3, abs=1e-4)
 
 
 def test_separate_modes_have_no_spectrum_and_take_the_density():
