@@ -48,6 +48,7 @@ _LOCAL = {
 _ALIAS = {"sddim": "ddim_stochastic"}
 _ALPHA = {"kl": 0.0, "w2": 1.0}
 FEATURE_ALPHA = 0.75
+_FEWEST = 4  # below, spreading widths costs more than it saves
 _FEW = 64  # beyond, a density is as good as the best grid of a first-order solver, and a search is slow
 _MISFIT = 0.01  # times the order: a curve further from every Gaussian spectrum is not taken for one
 _LEAST_GAP = 1e-3  # of the mean step in log sigma: levels that all but meet make one step the less
@@ -306,7 +307,7 @@ def solver_aware_sigmas(
     density for many steps, in milliseconds. Where the curve has `directions`, each bin is one of variance V_i / m_i,
     its `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low
     sigma, where 1 - u_i is small. Else the directions are the implied spectrum's, but for data of one dimension
-    (curve.dim = 1), whose direction is known. "auto": for solvers of first order the recursion, for the others the
+    (curve.dim = 1), whose direction is known. "auto": for solvers of first order, or n < 4, the recursion, else the
     robust search; but the density for n > 64, or if no spectrum fits (m above 0.01 at first order, 0.02 at second).
 
     On power laws with n <= 8 the recursion takes off up to 4% of the density's deviation for DDIM, 3 to 25% for
@@ -331,7 +332,7 @@ def solver_aware_sigmas(
     if implied or method in ("recursion", "robust") or (method == "auto" and n <= _FEW):
         variances, masses = implied_spectrum(curve)
         if method == "auto" and n <= _FEW and misfit(curve, variances, masses) <= _MISFIT * order(solver):
-            method = "recursion" if order(solver) == 1 else "robust"
+            method = "recursion" if order(solver) == 1 or n < _FEWEST else "robust"
         if method in ("recursion", "robust"):
             _covered(curve, low, high)
         if method == "robust":

@@ -478,15 +478,21 @@ def test_by_default_it_aims_at_feature_distances():
 
 
 def test_method_by_default():
-    curve = gaussian_curve(power_law(1.5, 3))
+    modes = GaussianMixture.isotropic(0.8 * torch.tensor([-1.3, -0.4, 0.2, 1.5]), 0.6)
+    curve = ErrorCurve(LEVELS, modes.eps2(LEVELS), dim=1)
     for solver, n, method in (
         ("ddim", 9, "recursion"),
+        ("heun", 3, "recursion"),
+        ("heun", 4, "robust"),
         ("heun", 33, "robust"),
         ("dpmpp_2m", 4, "robust"),
         ("heun", 65, "density"),
     ):
-        one, other = (solver_aware_sigmas(curve, n, solver, method=m) for m in ("auto", method))
-        assert torch.equal(one, other)
+        by = {
+            m: solver_aware_sigmas(curve, n, solver, method=m)
+            for m in ("auto", "density", "recursion", "robust")
+        }
+        assert [m for m in by if torch.equal(by["auto"], by[m])] == ["auto", method]
 
 
 def test_without_directions_the_density_is_that_of_the_implied_spectrum():
