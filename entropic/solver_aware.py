@@ -48,6 +48,7 @@ _LOCAL = {
 _ALIAS = {"sddim": "ddim_stochastic"}
 _ALPHA = {"kl": 0.0, "w2": 1.0}
 FEATURE_ALPHA = 0.75
+SPREAD = 5.0  # of log c, a root of the misfit; by trial, of which the book tells
 _FEWEST = 4  # below, spreading widths costs more than it saves
 _FEW = 64  # beyond, a density is as good as the best grid of a first-order solver, and a search is slow
 _MISFIT = 0.01  # times the order: a curve further from every Gaussian spectrum is not taken for one
@@ -179,13 +180,14 @@ def _robust_sigmas(variances, multiplicity, spread, n, solver, metric, alpha, lo
 def _descend(deviation, sigmas, low=None, least=0.0):
     """The smallest deviation that L-BFGS meets from a grid, and its grid; its last level free above `low` if given.
 
-    The steps in log sigma are at least `least` times their mean, but for those of the grid that it starts from.
+    A step in log sigma is at least `least` times the mean, that from a free last level to `low` among them, but for the
+    steps of the grid that it starts from.
     """
     logs = sigmas[:-1].log()
     if low is not None:
         logs = torch.cat([logs, torch.tensor([low], dtype=torch.float64).log()])
     share = logs.diff() / (logs[-1] - logs[0])
-    free = (share - least / len(share)).clamp_min(1e-3 / len(share)).log().requires_grad_()
+    free = (share - least / len(share)).clamp_min(_LEAST_GAP / len(share)).log().requires_grad_()
     last = sigmas[-2:] if low is None else sigmas[-1:]
     scale = deviation(sigmas).item()
     best = [scale, sigmas]
@@ -302,13 +304,14 @@ def solver_aware_sigmas(
     "robust": the same search, for data that are not Gaussian. The scale of a direction differs from place to place
     there: each implied c becomes a log-normal one, exp(s N(0, 1)) times as large, s the `spread`. And 2M's errors,
     which change sign, are not trusted to cancel: the sum over steps of their squares is added, 2 s^2 times; nor is a
-    step much shorter than others, by which 2M divides: in log sigma each is at least min(s, 1/2) of their mean. Unless
-    given, s = 5 sqrt(m), with m the `misfit` of the implied spectrum: next to 0 for Gaussian data. "density": the best
-    density for many steps, in milliseconds. Where the curve has `directions`, each bin is one of variance V_i / m_i,
-    its `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low
-    sigma, where 1 - u_i is small. Else the directions are the implied spectrum's, but for data of one dimension
-    (curve.dim = 1), whose direction is known. "auto": for solvers of first order, or n < 4, the recursion, else the
-    robust search; but the density for n > 64, or if no spectrum fits (m above 0.01 at first order, 0.02 at second).
+    step much shorter than others, by which 2M divides: in log sigma each is at least min(s, 1/2) of a mean step from
+    sigma_max to sigma_min. Unless given, s = 5 sqrt(m), with m the `misfit` of the implied spectrum: next to 0 for
+    Gaussian data. "density": the best density for many steps, in milliseconds. Where the curve has `directions`, each
+    bin is one of variance V_i / m_i, its `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless
+    given); noise in u_i counts at low sigma, where 1 - u_i is small. Else the directions are the implied spectrum's,
+    but for data of one dimension (curve.dim = 1), whose direction is known. "auto": for solvers of first order, or
+    n < 4, the recursion, else the robust search; but the density for n > 64, or if no spectrum fits (m above 0.01 at
+    first order, 0.02 at second).
 
     On power laws with n <= 8 the recursion takes off up to 4% of the density's deviation for DDIM, 3 to 25% for
     stochastic DDIM, half or more for Heun, and for DPM-Solver++(2M), where the best grids let its errors cancel, a
@@ -336,7 +339,7 @@ def solver_aware_sigmas(
         if method in ("recursion", "robust"):
             _covered(curve, low, high)
         if method == "robust":
-            spread = 5 * misfit(curve, variances, masses) ** 0.5 if spread is None else spread
+            spread = SPREAD * misfit(curve, variances, masses) ** 0.5 if spread is None else spread
             return _robust_sigmas(variances, masses, spread, n, solver, metric, alpha, low, high, free_end)
         if method == "recursion":
             return gaussian_optimal_sigmas(
@@ -380,8 +383,8 @@ def misfit(curve, variances, multiplicity=None):
     """How far an `ErrorCurve` is from that of Gaussian data with a spectrum, as `implied_spectrum` returns it.
 
     Root mean square over log sigma of the difference in u = eps2 / sigma^2, in units of the largest u: 0 for the
-    curve of the spectrum, 1 at most for a spectrum fitted to it. Noise in the curve is misfit, too. variances (K,),
-    multiplicity (K,) or one each. ValueError: bad input.
+    curve of the spectrum. Noise in the curve is misfit, too. variances (K,), multiplicity (K,) or one each.
+    ValueError: bad input.
     """
     _error_curve(curve)
     variances, multiplicity = _spectrum(variances, multiplicity)

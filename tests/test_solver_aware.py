@@ -566,7 +566,7 @@ def test_a_robust_grid_pays_where_data_are_not_gaussian(solver, n):
 @pytest.mark.parametrize("solver", ["heun", "dpmpp_2m"])
 def test_a_robust_grid_on_gaussian_data(decay, metric, n, solver):
     """The curve alone tells that data are Gaussian: then it is the optimum. Where it is made to doubt, it pays for it,
-    more for more doubt, and is still ahead of EDM's."""
+    more for more doubt, and is still ahead of EDM's; with Heun, of uniform log sigma too."""
     v = power_law(decay)
     curve = gaussian_curve(v, split=False)
 
@@ -577,26 +577,31 @@ def test_a_robust_grid_on_gaussian_data(decay, metric, n, solver):
     best = deviation("recursion")
     assert deviation("robust") < best * (1.1 if solver == "dpmpp_2m" else 1.01)
     little, much = deviation("robust", spread=0.1), deviation("robust", spread=0.5)
-    assert best < little < much < gaussian_deviation(v, edm_sigmas(n), solver, metric)
+    others = [edm_sigmas(n), log_sigmas(n)][: 2 if solver == "heun" else 1]
+    assert best < little < much < min(gaussian_deviation(v, grid, solver, metric) for grid in others)
+    one, other = (
+        solver_aware_sigmas(gaussian_curve(v, split=split), n, solver, metric, method="robust")
+        for split in (True, False)
+    )
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=0)  # the sum of directions is enough
 
 
 def test_misfit():
-    v, count = torch.tensor([0.25, 4.0]), torch.tensor([3.0, 2.0])
-    curve = gaussian_curve(v.double(), count.double(), split=False)
+    v, count = torch.tensor([[0.25, 4.0], [3.0, 2.0]], dtype=torch.float64)
+    curve = gaussian_curve(v, count, split=False)
     assert solver_aware.misfit(curve, v, count) < 1e-15
     assert solver_aware.misfit(curve, v.repeat_interleave(count.long())) < 1e-15
     # One variance taken for another: with t = log sigma^2, u(t) = 1 / (1 + e^(t - log c^2)), and by partial fractions
     # the integral of (u_1 - u_2)^2 over log sigma is ((d / tanh(d / 2)) - 2) / 2, d the difference of the log c^2.
     sigma = torch.logspace(-5, 5, 2001, dtype=torch.float64)
-    curve = ErrorCurve(sigma, 1 / (1 + 1 / sigma.square()), dim=1)
-    for d in (0.1, 1.0, 3.0):
-        square = (d / math.tanh(d / 2) - 2) / 2
-        wanted = math.sqrt(square / (10 * math.log(10)))
-        assert solver_aware.misfit(curve, [math.exp(d)]) == pytest.approx(wanted, rel=1e-6)
-    # whatever the levels
-    uneven = torch.cat([sigma[:900:7], sigma[900:1100], sigma[1100:]])
-    other = ErrorCurve(uneven, 1 / (1 + 1 / uneven.square()), dim=1)
-    assert solver_aware.misfit(other, [math.exp(d)]) == pytest.approx(wanted, rel=1e-3)
+    for levels, rel in (
+        (sigma, 1e-6),
+        (torch.cat([sigma[:900:7], sigma[900:]]), 1e-3),
+    ):  # evenly spaced or not
+        curve = ErrorCurve(levels, 1 / (1 + 1 / levels.square()), dim=1)
+        for d in (0.1, 1.0, 3.0):
+            wanted = math.sqrt((d / math.tanh(d / 2) - 2) / 2 / (10 * math.log(10)))
+            assert solver_aware.misfit(curve, [math.exp(d)]) == pytest.approx(wanted, rel=rel)
     with pytest.raises(ValueError, match="pass an ErrorCurve"):
         solver_aware.misfit(sigma, [1.0])
 
@@ -626,6 +631,14 @@ def test_levels_keep_apart(least):
     assert gaps.min() > max(1e-3, 0.999 * least) * gaps.mean()
     # The best of such grids moves either level by half of that, and no other.
     assert value == pytest.approx(2 * float(least * gaps.mean() / 2) ** 2, rel=1e-3, abs=1e-4)
+
+
+def test_a_robust_grid_of_2m_has_no_close_pairs():
+    """On this spectrum, three decades wide, the search would set levels a thousandth of a mean step apart."""
+    curve = gaussian_curve(100 * power_law(3.0), split=False)
+    sigmas = solver_aware_sigmas(curve, 10, "dpmpp_2m", method="robust", spread=0.3, free_end=True)
+    gaps = -sigmas[:-1].log().diff()
+    assert gaps.min() > 0.999 * 0.3 * math.log(80 / 0.002) / 10
 
 
 def test_separate_modes_have_no_spectrum_and_take_the_density():
