@@ -752,6 +752,11 @@ def _studentised(k):
 # What `make leaderboard` measures: works, numbers of calls, solvers, runs, schedules. Heun's 17 calls are 9 levels. The
 # law of points after few steps of a second-order solver has so many folds that it can take minutes and gigabytes.
 _FEATURES = (*RIVALS, "curve, 0.5", "curve, 0.75", "curve, 0.75, recursion", "curve, W2")
+# At 32 calls on images, those near the front with the same solvers at 16.
+_LEADING = {
+    ("deterministic DDIM", "stochastic DDIM"): ("OSS", "SharpEuler", "cosine"),
+    ("Heun", "DPM-Solver++(2M)"): ("log", "Beta", "OSS", "COS"),
+}
 PLAN = (
     ("gaussians", [4, 8, 16, 32, 64], None, None, SCHEDULES),
     ("mixtures", [4, 8, 16, 32, 64], None, None, SCHEDULES),
@@ -769,6 +774,11 @@ PLAN = (
     ("image-mixture-low-rank", [4, 16, 32, 64], None, 1, _FEATURES),
     ("network", [8], None, 2, SCHEDULES),
     ("network", [4, 16], None, 1, _FEATURES),
+    *(
+        (name, [32], solvers, 1, ("EDM", "rescaled", *few, "curve, 0.75", "curve, W2"))
+        for name in ("image-mixture", "network")
+        for solvers, few in _LEADING.items()
+    ),
 )
 
 
