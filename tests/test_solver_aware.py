@@ -663,8 +663,27 @@ def test_a_robust_search_bears_more_misfit_than_the_recursion():
     curve = ErrorCurve(LEVELS, modes.eps2(LEVELS), dim=1)
     assert 0.01 < solver_aware.misfit(curve, *implied_spectrum(curve)) < 0.02
     for solver, method in (("ddim", "density"), ("heun", "robust"), ("dpmpp_2m", "robust")):
-        one, other = (solver_aware_sigmas(curve, 5, solver, method=m) for m in ("auto", method))
+        one, other = (solver_aware_sigmas(curve, 8, solver, method=m) for m in ("auto", method))
         assert torch.equal(one, other)
+
+
+def test_four_levels_of_heun_take_the_robust_search_on_separate_modes_too():
+    modes = GaussianMixture.isotropic([-1.4, -0.3, 0.6, 1.1], 0.08)
+    curve = ErrorCurve(LEVELS, modes.eps2(LEVELS), dim=1)
+    assert solver_aware.misfit(curve, *implied_spectrum(curve)) > 0.02
+    for n, method in ((3, "density"), (4, "robust"), (5, "density")):
+        one, other = (solver_aware_sigmas(curve, n, "heun", "kl", method=m) for m in ("auto", method))
+        assert torch.equal(one, other)
+    assert torch.equal(
+        solver_aware_sigmas(curve, 4, "dpmpp_2m"), solver_aware_sigmas(curve, 4, "dpmpp_2m", method="density")
+    )
+    robust, density = (
+        exact.deterministic_law(
+            modes, solver_aware_sigmas(curve, 4, "heun", "kl", method=m, free_end=True), "heun", "exact"
+        ).kl(modes)
+        for m in ("auto", "density")
+    )
+    assert robust < 0.8 * density
 
 
 def test_bins_are_directions_of_their_multiplicity():
