@@ -755,7 +755,7 @@ _FEATURES = (*RIVALS, "curve, 0.5", "curve, 0.75", "curve, 0.75, recursion", "cu
 # At 32 calls on images, those near the front with the same solvers at 16.
 _LEADING = {
     ("deterministic DDIM", "stochastic DDIM"): ("OSS", "SharpEuler", "cosine"),
-    ("Heun", "DPM-Solver++(2M)"): ("log", "Beta", "OSS", "COS"),
+    ("Heun", "DPM-Solver++(2M)"): ("log", "Beta", "OSS"),
 }
 PLAN = (
     ("gaussians", [4, 8, 16, 32, 64], None, None, SCHEDULES),
