@@ -144,7 +144,9 @@ def test_the_recursion_is_measured_where_it_is_not_the_default(gaussians, tmp_pa
 def test_the_plan_of_the_book_is_one_that_runs(capsys):
     for name, nfe, solvers, runs, schedules in leaderboard.PLAN:
         assert name in leaderboard.WORKS and set(solvers or ()) <= set(leaderboard.SOLVERS)
-        assert set(leaderboard.RIVALS) <= set(schedules) <= set(leaderboard.SCHEDULES)
+        some = nfe == [32] and name in ("image-mixture", "network")  # where every rival would take a night
+        needed = ("EDM", "rescaled", "curve, 0.75", "curve, W2") if some else leaderboard.RIVALS
+        assert set(needed) <= set(schedules) <= set(leaderboard.SCHEDULES)
         assert min(nfe) >= 4 and max(nfe) <= 64 and runs in (None, 1, 2, 3)
     with pytest.raises(SystemExit):
         leaderboard.main(["no-such-work"])
