@@ -86,7 +86,7 @@ imagenet64: $(ENVIRONMENT)  ## table 4 with EDM2's networks, likewise (not run h
 imagenet512: $(ENVIRONMENT)  ## tables 2, 5 and 6 with EDM2's networks, likewise (not run here)
 	$(published)
 
-leaderboard: $(ENVIRONMENT)  ## every schedule on every work, into book/results; about fifteen hours on one core, goes on where it stopped
+leaderboard: $(ENVIRONMENT)  ## every schedule on every work, into book/results; about eighteen hours on one core, goes on where it stopped
 	$(PY) -m entropic.leaderboard $(ARGS)
 	@$(RUN) record leaderboard
 
