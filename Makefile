@@ -23,11 +23,11 @@ endif
 
 # One thread a process: the notebooks and the tests run side by side.
 export OMP_NUM_THREADS ?= 1
-export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+export PYTHONPATH := $(CURDIR):$(CURDIR)/notebooks$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
 EXECUTED := $(NOTEBOOKS:%=book/notebooks/%.ipynb)
-CORE := $(shell find entropic -type f -not -path '*/__pycache__/*')
+CORE := $(shell find entropic notebooks/studies -type f -not -path '*/__pycache__/*')
 PROSE := $(wildcard book/*.md book/*.yml book/*.bib book/_ext/*.py book/_static/* book/results/*/*) CITATION.cff
 RUN := $(PY) notebooks/run.py
 
@@ -56,13 +56,13 @@ record: $(ENVIRONMENT)  ## run one notebook in the profile "recorded", keep its 
 
 # Training goes on where it was stopped; all cores, or torchrun by hand for several GPUs (see README).
 train-fashion-mnist: $(ENVIRONMENT)  ## train the Fashion-MNIST network (half an hour on two free cores)
-	$(PY) -m entropic.train fashion-mnist --out $(TRAINED)/fashion-mnist $(ARGS)
+	$(PY) -m entropic.images.train fashion-mnist --out $(TRAINED)/fashion-mnist $(ARGS)
 
 train-classifier: $(ENVIRONMENT)  ## train the classifier whose features measure Fashion-MNIST images (two minutes)
-	$(PY) -m entropic.networks.classifier --out $(TRAINED)/fashion-classifier.safetensors $(ARGS)
+	$(PY) -m entropic.images.networks.classifier --out $(TRAINED)/fashion-classifier.safetensors $(ARGS)
 
 train-cifar10: $(ENVIRONMENT)  ## train the CIFAR-10 network (sized for half an hour on one H100-class GPU; not run here)
-	$(PY) -m entropic.train cifar10 --out $(TRAINED)/cifar10 $(ARGS)
+	$(PY) -m entropic.images.train cifar10 --out $(TRAINED)/cifar10 $(ARGS)
 
 cifar10: $(ENVIRONMENT)  ## the schedules' table for the CIFAR-10 network, with FID (needs a GPU and train-cifar10; not run here)
 	@$(RUN) record image_schedules --as cifar10 -p dataset cifar10 -p weights $(abspath $(TRAINED))/cifar10/weights.safetensors \
@@ -70,7 +70,7 @@ cifar10: $(ENVIRONMENT)  ## the schedules' table for the CIFAR-10 network, with 
 
 # Published networks: torchrun fills the store, on as many GPUs as GPUS says; the page is then made from it and recorded.
 define published
-$(PY) -m torch.distributed.run --standalone --nproc-per-node=$(GPUS) -m entropic.pretrained notebooks/$(subst -,_,$@).ipynb $(ARGS)
+$(PY) -m torch.distributed.run --standalone --nproc-per-node=$(GPUS) -m studies.published notebooks/$(subst -,_,$@).ipynb $(ARGS)
 @$(RUN) record $(subst -,_,$@) $(ARGS)
 endef
 
@@ -87,7 +87,7 @@ imagenet512: $(ENVIRONMENT)  ## tables 2, 5 and 6 with EDM2's networks, likewise
 	$(published)
 
 leaderboard: $(ENVIRONMENT)  ## every schedule on every work, into book/results; about eighteen hours on one core, goes on where it stopped
-	$(PY) -m entropic.leaderboard $(ARGS)
+	$(PY) -m studies.leaderboard $(ARGS)
 	@$(RUN) record leaderboard
 
 bench-gpu: $(ENVIRONMENT)  ## images a second, memory and share of a GPU's peak, kept for the page on cost (not run here)

@@ -1,10 +1,10 @@
 """Entropic time schedules for diffusion models: estimate an error curve, place the steps, sample, measure."""
 
 from entropic import noise
-from entropic.entropy import ErrorCurve, Time
+from entropic.curve import ErrorCurve
 from entropic.exact import deterministic_law, gaussian_kl, gaussian_law, gaussian_w2, stochastic_law
 from entropic.mixtures import GaussianMixture
-from entropic.samplers import sample_ddim, sample_ddim_stochastic, sample_dpmpp_2m, sample_heun
+from entropic.placement import gaussian_optimal_sigmas, solver_aware_sigmas
 from entropic.schedules import (
     arctan_sigmas,
     cosine_sigmas,
@@ -17,7 +17,8 @@ from entropic.schedules import (
     uniform_sigmas,
     vp_sigmas,
 )
-from entropic.solver_aware import gaussian_optimal_sigmas, solver_aware_sigmas
+from entropic.solvers import sample_ddim, sample_ddim_stochastic, sample_dpmpp_2m, sample_heun
+from entropic.times import Time
 
 __all__ = [
     "ErrorCurve",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from entropic import _check, schedules
-from entropic.entropy import ErrorCurve
+from entropic.curve import ErrorCurve
 from entropic.saved import load_curve, save_schedule, schedule_text
 
 _PLAIN = {
@@ -133,7 +133,7 @@ def _made(arguments):
 
 
 def _solver_aware(arguments, data, low, high, told):
-    from entropic import solver_aware
+    from entropic import placement as solver_aware
 
     if None not in (arguments.metric, arguments.alpha):
         raise ValueError(

@@ -60,3 +60,19 @@ def schedule(sigmas):
         pair = f"sigmas[{index}:{index + 2}] = {sigmas[index : index + 2].tolist()}"
         raise ValueError(f"{pair} does not descend; sort it and drop duplicates")
     return sigmas
+
+
+def levels(sigma):
+    """Return `sigma` as float64; ValueError unless every entry is finite and above 0."""
+    sigma = as_float64("sigma", sigma)
+    if not (sigma > 0).all():
+        raise ValueError(f"sigma = {sigma.min().item()}; a noise level of an error curve is above 0")
+    return sigma
+
+
+def mean_square(name, value):
+    """Return `value` as float64; ValueError unless every entry is finite and at least 0."""
+    value = as_float64(name, value)
+    if not (value >= 0).all():
+        raise ValueError(f"{name} = {value.min().item()}; it is a mean of squares, at least 0")
+    return value

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from entropic._check import as_float64, integer
-from entropic.entropy import ErrorCurve, eps2_from_edm_loss
+from entropic.curve import ErrorCurve, eps2_from_edm_loss
 
 _PAUSE = 5.0  # seconds between two writes of a store
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from entropic import _check
-from entropic.entropy import ErrorCurve
-from entropic.networks.weights import write_atomically
+from entropic.curve import ErrorCurve
+from entropic.images.networks.weights import write_atomically
 
 __all__ = [
     "SavedCurve",

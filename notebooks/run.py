@@ -54,7 +54,10 @@ def names() -> list[str]:
 
 def sources(name: str) -> list[Path]:
     """The files that a notebook's results depend on; the same as in the Makefile."""
-    package = [p for p in (ROOT / "entropic").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    folders = (ROOT / "entropic", HERE / "studies")
+    package = [
+        p for folder in folders for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    ]
     found = [HERE / f"{name}.ipynb", *sorted((HERE / "params").glob("*.yml")), *sorted(package)]
     if found[0].is_file() and re.search("read_recorded|pretrained.results", found[0].read_text("utf-8")):
         found += sorted((ROOT / "book" / "results").glob("*/*"))
@@ -131,7 +134,7 @@ def run(name: str, profile: str, overrides: dict, book: Path) -> bool:
         environment = {
             "ENTROPIC_RUN": json.dumps(about),
             "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one of the user's home
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(HERE), os.environ.get("PYTHONPATH")])),
             "PYTHONHASHSEED": "0",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
@@ -314,7 +317,7 @@ def tolerance(file: str, column: str, rules: dict) -> tuple[float, float] | None
 
 def compare_file(found: Path, expected: Path, file: str, rules: dict) -> list[str]:
     """What differs between two csv files beyond the tolerance, in words; empty where nothing does."""
-    from entropic.figures import read_csv
+    from studies.report import read_csv
 
     if not found.is_file():
         return ["was not made"]

@@ -82,9 +82,9 @@ def main(arguments=None):
     if not torch.cuda.is_available() and not given.tiny:
         sys.exit("bench-gpu: not run here, there is no CUDA device")
     os.environ["ENTROPIC_RUN"] = json.dumps({"notebook": "bench_gpu", "out": str(given.out)})
-    from entropic import cost
-    from entropic.figures import save_table
-    from entropic.networks import edm2
+    from entropic.images import cost
+    from entropic.images.networks import edm2
+    from studies.report import save_table
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -109,8 +109,8 @@ def main(arguments=None):
 
 def xxl(device):
     """Memory of EDM2-XXL at 8 images a call, as counted and as measured."""
-    from entropic import cost
-    from entropic.networks import edm2
+    from entropic.images import cost
+    from entropic.images.networks import edm2
 
     counted = cost.memory(cost.architecture("ImageNet-512", "EDM2-XXL").half(), 8)
     torch.cuda.empty_cache()

@@ -13,6 +13,8 @@ import yaml
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
+# What the tests start finds the package and the studies, as `make` has it.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "notebooks")])
 NOTEBOOKS = list(yaml.safe_load((ROOT / "notebooks" / "params" / "default.yml").read_text("utf-8")))
 
 

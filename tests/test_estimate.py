@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from entropic import estimate as module
-from entropic.entropy import ErrorCurve, eps2_from_edm_loss
+from entropic.curve import ErrorCurve, eps2_from_edm_loss
 from entropic.estimate import (
     Basis,
     amplitudes,
@@ -27,6 +27,7 @@ from entropic.estimate import (
     smooth,
 )
 from entropic.mixtures import GaussianMixture
+from tests.conftest import ROOT
 
 F64 = torch.float64
 
@@ -203,7 +204,7 @@ KILLED = """
 @pytest.mark.parametrize("common", [True, False])
 def test_a_killed_run_ends_with_the_same_arrays(tmp_path, monkeypatch, common):
     store = tmp_path / "deep" / "store.npz"
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = str(ROOT)
     script = textwrap.dedent(KILLED.format(root=root, common=common, store=str(store)))
     child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
     total, done = 50 * 12, 0

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from entropic.samplers import sample_ddim, sample_heun
 from entropic.saved import load_schedule, save_schedule
 from entropic.schedules import arctan_sigmas, edm_sigmas, log_sigmas
+from entropic.solvers import sample_ddim, sample_heun
 
 # Of diffusers' own numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from entropic import __main__ as cli
-from entropic.entropy import ErrorCurve
+from entropic.curve import ErrorCurve
+from entropic.placement import gaussian_deviation, gaussian_optimal_sigmas, solver_aware_sigmas
 from entropic.saved import curve_sha256, load_schedule, save_curve
 from entropic.schedules import (
     arctan_sigmas,
@@ -21,7 +22,6 @@ from entropic.schedules import (
     spectral_sigmas,
     vp_sigmas,
 )
-from entropic.solver_aware import gaussian_deviation, gaussian_optimal_sigmas, solver_aware_sigmas
 from tests.conftest import run_python
 
 F64 = torch.float64

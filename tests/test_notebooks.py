@@ -13,7 +13,7 @@ import nbformat
 import pytest
 import yaml
 
-from entropic.figures import CLAIM_FIELDS
+from studies.report import CLAIM_FIELDS
 from tests.conftest import NOTEBOOKS, ROOT, run_python
 
 PROFILES = ("smoke", "default", "recorded", "paper")
@@ -114,7 +114,7 @@ def test_unknown_notebook_and_profile_are_refused(tmp_path):
 
 # --- a project of two tiny notebooks, to see what make does ------------------------------------------------
 
-CELL = """from entropic.figures import save_figure
+CELL = """from studies.report import save_figure
 import matplotlib.pyplot as plt
 
 def draw():
@@ -216,7 +216,7 @@ def test_a_failed_notebook_leaves_no_target_and_shows_its_cell(project):
     assert " failed " in line and "n=0" in line and "ZeroDivisionError" in line
 
 
-READ = """from entropic.figures import read_recorded
+READ = """from studies.report import read_recorded
 
 kept = read_recorded("first", "line")
 print("nothing" if kept is None else f"{kept[0]['profile']} {kept[1]['n']}")"""
@@ -231,9 +231,7 @@ def add_cell(path, text):
 def test_record_keeps_the_data_and_the_other_notebooks_read_it(project):
     """Csv and sidecar in book/results, whole or not at all; the book itself is left as it was."""
     (project / "notebooks/params/recorded.yml").write_text("first: {n: 5}\nclaims: {}\n")
-    add_cell(
-        project / "notebooks/first.ipynb", "from entropic.figures import record_claims\nrecord_claims([])"
-    )
+    add_cell(project / "notebooks/first.ipynb", "from studies.report import record_claims\nrecord_claims([])")
     add_cell(project / "notebooks/claims.ipynb", READ)
     kept, reader = project / "book/results/first", project / "book/notebooks/claims.ipynb"
 

@@ -171,12 +171,14 @@ def test_nothing_large_is_kept(tracked):
     assert [path.name for path in others if path.stat().st_size > 5_000_000] == []
 
 
-ASSETS = sorted(path for path in (ROOT / "entropic" / "assets").iterdir() if not path.name.startswith("."))
+ASSETS = sorted(
+    path for path in (ROOT / "entropic" / "images" / "assets").iterdir() if not path.name.startswith(".")
+)
 
 
 @pytest.mark.parametrize("path", [p for p in ASSETS if p.suffix == ".safetensors"], ids=lambda p: p.stem)
 def test_shipped_weights_are_small_and_those_of_their_record(path):
-    from entropic.networks.weights import load_weights
+    from entropic.images.networks.weights import load_weights
 
     assert path.stat().st_size <= 8_000_000
     tensors, info = load_weights(path)  # ValueError where the sha256 is another

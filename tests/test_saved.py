@@ -6,7 +6,6 @@ import math
 import os
 import re
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entropic.entropy import ErrorCurve
+from entropic.curve import ErrorCurve
 from entropic.saved import curve_sha256, load_curve, load_schedule, save_curve, save_schedule
 from entropic.schedules import edm_sigmas, rescaled_sigmas
+from tests.conftest import ROOT
 
 F64 = torch.float64
 STRIDE = 5
@@ -360,7 +360,7 @@ def test_a_curve_that_cannot_be_kept_is_named(tmp_path, call, words):
 
 def test_the_page_s_own_lines_run(tmp_path, monkeypatch):
     """The first two blocks of the practitioners' page, as they are printed, on data whose denoiser is known."""
-    page = (Path(__file__).parent.parent / "book" / "practice.md").read_text("utf-8")
+    page = (ROOT / "book" / "practice.md").read_text("utf-8")
     five, keep = re.findall(r"```python\n(.*?)```", page, re.S)[:2]
     spread = torch.arange(1, 17, dtype=torch.float64) ** -0.5
     x = spread * torch.randn(500, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -372,9 +372,7 @@ def test_the_page_s_own_lines_run(tmp_path, monkeypatch):
     exec(keep, names)
     assert torch.equal(names["sigmas"], before) and names["provenance"]["solver"] == "heun"
     assert {path.name for path in tmp_path.iterdir()} == {"curve.npz", "schedule.json"}
-    advice = json.loads(
-        (Path(__file__).parent.parent / "notebooks" / "which_schedule.ipynb").read_text("utf-8")
-    )
+    advice = json.loads((ROOT / "notebooks" / "which_schedule.ipynb").read_text("utf-8"))
     prose = "\n".join("".join(cell["source"]) for cell in advice["cells"] if cell["cell_type"] == "markdown")
     lines = re.findall(r"```python\n(.*?)```", prose, re.S)
     assert len(lines) == 2

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entropic.entropy import ErrorCurve, Time
+from entropic.curve import ErrorCurve
 from entropic.noise import edm, flow_matching, iddpm, ve_geometric, vp_cosine
 from entropic.schedules import (
     arctan_sigmas,
@@ -22,6 +22,7 @@ from entropic.schedules import (
     uniform_sigmas,
     vp_sigmas,
 )
+from entropic.times import Time
 
 F64 = torch.float64
 

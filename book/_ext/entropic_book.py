@@ -10,7 +10,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from entropic.figures import read_csv, read_result, result_html
+from studies.report import read_csv, read_result, result_html
 
 
 class Result(SphinxDirective):

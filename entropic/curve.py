@@ -1,0 +1,311 @@
+"""From a denoiser's squared error to the conditional entropy H[x_0 | x_t], its rate, and times that follow.
+
+All entropies are in nats, eps2 = E||x_0 - D(x; sigma)||^2 is summed over dimensions, sigma is in data units.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from entropic._check import as_float64, integer, levels, mean_square, positive
+from entropic.times import POWER, Time, cumulative, power_of, spline_increments
+
+# The rate
+
+
+def rate_from_scores(process, t, conditional, marginal):
+    """dH/dt = (g^2 / 2) (E||grad log p(x_t | x_0)||^2 - E||grad log p_t||^2), nats per unit of t; eq. 10.
+
+    `conditional` = D / (s sigma)^2 and `marginal` are the two mean squared norms at `t`, shaped alike.
+    """
+    gap = as_float64("conditional", conditional) - as_float64("marginal", marginal)
+    return process.diffusion(t).square() / 2 * gap
+
+
+def rate_from_marginal_score(process, t, marginal, dim):
+    """dH/dt = (sigma'/sigma) (dim - s^2 sigma^2 E||grad log p_t||^2), nats per unit of t; eq. 11."""
+    sigma = process.sigma(t)
+    norm = as_float64("marginal", marginal)
+    variance = (process.s(t) * sigma).square()
+    return process.sigma_rate(t) / sigma * (integer("dim", dim, 1) - variance * norm)
+
+
+def rate_from_eps2(sigma, eps2):
+    """dH/dsigma = eps2 / sigma^3, nats per unit of sigma; eq. 13. Multiply by sigma'(t) for dH/dt."""
+    sigma, eps2 = levels(sigma), mean_square("eps2", eps2)
+    return eps2 / sigma**3
+
+
+def score_norms(process, mixture, t):
+    """Both mean squared score norms of eq. 10 for a one-dimensional mixture, by quadrature at times t (n,).
+
+    Returns (conditional, marginal), (n,) each, in the frame of x_t, whose score is that of x_t / s, over s.
+    """
+    t = as_float64("t", t).reshape(-1)
+    s, sigma = process.s(t), process.sigma(t)
+    norms = []
+    for some in sigma.split(512):
+        nodes, weights = zip(*(mixture.quadrature(level) for level in some), strict=True)
+        level = some.repeat_interleave(torch.tensor([len(w) for w in weights]))
+        row = torch.arange(len(some)).repeat_interleave(torch.tensor([len(w) for w in weights]))
+        x = torch.cat(nodes)
+        mass = torch.cat(weights) * mixture.log_density(x, level).exp()
+        norm = mass * mixture.score(x, level)[:, 0].square()
+        norms.append(torch.zeros_like(some).index_add(0, row, norm))
+    return 1 / (s * sigma).square(), torch.cat(norms) / s.square()
+
+
+# The squared error behind a training loss (appendix F); losses are summed over dimensions
+
+
+def eps2_from_edm_loss(loss, sigma, sigma_data=0.5):
+    """eps2 = loss / lambda, lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2: EDM's weighted loss.
+
+    `loss` is lambda E||D - x_0||^2 at `sigma`, without EDM2's learned uncertainty. Source: appendix F.
+    """
+    sigma, data = levels(sigma), positive("sigma_data", sigma_data)
+    return mean_square("loss", loss) * (sigma * data).square() / (sigma.square() + data**2)
+
+
+def eps2_from_epsilon_loss(loss, sigma):
+    """eps2 = sigma^2 loss, loss = E||eps - eps_hat||^2 (DDPM): x_0 - x_0_hat = -sigma (eps - eps_hat)."""
+    return mean_square("loss", loss) * levels(sigma).square()
+
+
+def eps2_from_v_loss(loss, sigma):
+    """eps2 = loss sigma^2 / (1 + sigma^2), loss = E||v - v_hat||^2 with v = alpha eps - beta x_0 (VP).
+
+    alpha = s = 1 / sqrt(1 + sigma^2), beta = s sigma, x_0_hat = alpha x_t - beta v_hat.
+    Source: Salimans and Ho (2022), section 4.
+    """
+    square = levels(sigma).square()
+    return mean_square("loss", loss) * square / (1 + square)
+
+
+# From errors to time
+
+
+class Tails(NamedTuple):
+    """Bounds (lower, upper) of the part of phi below sigma[0] and of the part above sigma[-1]."""
+
+    below: tuple[float, float]
+    above: tuple[float, float]
+
+
+class ErrorCurve:
+    """The squared error eps2 of a denoiser at noise levels `sigma`, with its standard error.
+
+    sigma (n,) ascends, above 0, n >= 4; eps2 (n,) >= 0; stderr (n,) >= 0 or None. Everything derived from the
+    curve but `spectral` is linear in eps2, so standard errors propagate exactly: independently from level to
+    level, or with the `covariance` (n, n) of eps2, given in place of stderr. With `common_samples=True` (the
+    same samples at every level, as GaussianMixture.eps2_monte_carlo draws them) stderr propagates as the
+    bound sum |weight| stderr that holds for any correlation. `directions` (n, m) splits eps2 over directions
+    of the data space, for `spectral`. `dim` (D) and `total_variance` (the trace of the data's covariance) are
+    needed only by `tails`. ValueError for anything else.
+    """
+
+    def __init__(
+        self,
+        sigma,
+        eps2,
+        stderr=None,
+        dim=None,
+        total_variance=None,
+        common_samples=False,
+        *,
+        covariance=None,
+        directions=None,
+    ):
+        self.sigma = levels(sigma)
+        if self.sigma.ndim != 1 or len(self.sigma) < 4:
+            raise ValueError(
+                f"sigma has shape {tuple(self.sigma.shape)}; pass one dimension, 4 levels or more"
+            )
+        if not (self.sigma.diff() > 0).all():
+            index = int((self.sigma.diff() <= 0).nonzero()[0])
+            pair = self.sigma[index : index + 2].tolist()
+            raise ValueError(f"sigma[{index}:{index + 2}] = {pair} does not ascend; sort it, drop duplicates")
+        self.eps2 = mean_square("eps2", eps2)
+        self.covariance = None
+        if covariance is not None:
+            if stderr is not None or common_samples:
+                raise ValueError(
+                    f"covariance given beside stderr = {stderr} and common_samples = {common_samples}; "
+                    "it replaces both"
+                )
+            self.covariance = _covariance(covariance, len(self.sigma))
+            stderr = self.covariance.diagonal().sqrt()
+        self.stderr = None if stderr is None else mean_square("stderr", stderr)
+        for name, value in (("eps2", self.eps2), ("stderr", self.stderr)):
+            if value is not None and value.shape != self.sigma.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}; pass one a level, {tuple(self.sigma.shape)}"
+                )
+        self.dim = None if dim is None else integer("dim", dim, 1)
+        self.total_variance = None if total_variance is None else positive("total_variance", total_variance)
+        self.common_samples = bool(common_samples)
+        self.directions = None if directions is None else self._split(directions)
+
+    def entropic(self, rule="spline"):
+        """Entropic time: phi(sigma) = H[x_0 | x] less its value at sigma[0], nats; eq. 14. See `time`."""
+        return self.time("entropic", rule)
+
+    def rescaled(self, rule="spline"):
+        """Rescaled entropic time: the integral of sigma dH = eps2 / sigma^2 dsigma; section 5.3."""
+        return self.time("rescaled", rule)
+
+    def time(self, kind, rule="spline"):
+        """The `Time` of a kind ("entropic" or "rescaled"), by one of two rules of integration.
+
+        "spline", order 4: the integral over log sigma of the integrand's not-a-knot cubic spline; where noise
+        would make an increment of phi negative, or both ends are 0, the trapezoid takes that interval.
+        "left", order 1: the left Riemann sum over sigma of Algorithm 2, linear between levels (Algorithm 1).
+        """
+        phi, slope, increments, slopes = self._integrated(power_of(kind), rule, self.eps2[:, None])
+        linear = None
+        if self.stderr is not None:
+            identity = torch.eye(len(self.sigma), dtype=torch.float64)
+            linear = (cumulative(increments(identity)), None if slopes is None else slopes(identity))
+        slope = None if slope is None else slope[:, 0]
+        return Time(self.sigma, phi[:, 0], slope, _linear=linear, _combine=self._combine)
+
+    def spectral(self, amplitudes, rule="spline"):
+        """Spectral rescaled entropic time: every direction's rescaled entropy normalised, then weighted.
+
+        phi = sum_d amplitudes[d] phi_d(sigma) / phi_d(sigma[-1]), phi_d that of `directions[:, d]`;
+        amplitudes (m,) >= 0, the data's. A direction without error at any level has no time of its own and is
+        left out. Ratios are not linear in eps2: this time carries no standard error. Source: section 5.4.
+        """
+        if self.directions is None:
+            raise ValueError("directions = None in this curve; pass ErrorCurve the error by direction (n, m)")
+        amplitudes = as_float64("amplitudes", amplitudes)
+        if amplitudes.shape != self.directions.shape[1:] or not (amplitudes >= 0).all():
+            raise ValueError(
+                f"amplitudes = {amplitudes}; pass one of at least 0 for each of the "
+                f"{self.directions.shape[1]} directions"
+            )
+        phi, slope, _, _ = self._integrated(POWER["rescaled"], rule, self.directions)
+        if not (amplitudes[phi[-1] > 0] > 0).any():
+            raise ValueError(f"amplitudes = {amplitudes} are all 0 where there is an error; no time is left")
+        weight = torch.where(phi[-1] > 0, amplitudes / phi[-1].clamp_min(1e-300), 0.0)
+        return Time(self.sigma, phi @ weight, None if slope is None else slope @ weight)
+
+    def _integrated(self, power, rule, eps2):
+        """phi and dphi / dlog sigma of each column of eps2 (n, m), and the linear maps that gave them."""
+        sigma = self.sigma
+        if rule == "left":
+            weight = sigma.diff() / sigma[:-1] ** power
+
+            def increments(values):
+                return weight[:, None] * values[:-1]
+
+            slope, slopes = None, None
+        elif rule == "spline":
+            x = sigma.log()
+
+            def slopes(values):
+                return values / sigma[:, None] ** (power - 1)
+
+            slope = slopes(eps2)
+            rough = (spline_increments(x, slope) <= 0) | (slope[1:] + slope[:-1] == 0)
+
+            def increments(values):
+                y = slopes(values)
+                trapezoid = x.diff()[:, None] / 2 * (y[1:] + y[:-1])
+                return torch.where(rough, trapezoid, spline_increments(x, y))
+        else:
+            raise ValueError(f'rule = {rule!r}; use "spline", or "left" for the sum of Algorithm 2')
+        return cumulative(increments(eps2)), slope, increments, slopes
+
+    def tails(self, kind, entropy=None):
+        """What phi lacks outside [sigma[0], sigma[-1]]: `Tails(below, above)`, each (lower, upper).
+
+        With snr = 1 / sigma^2 and m(snr) = eps2, m' = -E||Cov[x_0 | x]||_F^2 <= -m^2 / D, because a
+        covariance has ||C||_F^2 >= (tr C)^2 / D, and E (tr C)^2 >= m^2. So (1/m)' >= 1/D, and one known value
+        m_0 = m(snr_0) gives, with a = D / m_0 - snr_0, m <= D / (a + snr) above snr_0 and m >= D / (a + snr)
+        below it. At snr = 0 the value is the total variance V, hence also m <= D / (D / V + snr). Integrated,
+        with dphi = m d(1/sigma) (rescaled) and m d(snr) / 2 (entropic); exact for Gaussian data N(., c^2 I).
+
+        below: from 0 (reached by point masses) to D / sqrt(a) arctan(sqrt(a) sigma[0]) for the rescaled time.
+        The entropic time has no upper bound there, as a differential entropy falls to -infinity, unless
+        `entropy`, the entropy in nats of discrete data, is given. Without `dim` upper bounds below are
+        infinite and those above use m_0 <= m <= V; without `total_variance` the one above is infinite.
+        The bounds take eps2 as exact: they leave out its standard error.
+        """
+        power = power_of(kind)
+        low, high = self.sigma[0].item(), self.sigma[-1].item()
+        first, last = self.eps2[0].item(), self.eps2[-1].item()
+        dim = math.inf if self.dim is None else self.dim
+        floor = 0.0 if self.total_variance is None else dim / self.total_variance
+
+        if first == 0:
+            below = 0.0
+        elif math.isinf(dim) or kind == "entropic":
+            below = math.inf
+        else:
+            # A negative a is impossible for an exact error; noise or a poor denoiser can cause one.
+            root = math.sqrt(max(dim / first - 1 / low**2, floor))
+            below = dim * (math.atan(root * low) / root if root else low)
+
+        def above(value, dim, a):
+            # The integral of D / (a + snr) from snr = 0 to 1 / high^2; value = D / a when D is infinite.
+            if math.isinf(dim):
+                return value / high if power == 2 else value / (2 * high**2)
+            if power == 2:
+                return dim / math.sqrt(a) * math.atan(1 / (math.sqrt(a) * high))
+            return dim / 2 * math.log1p(1 / (a * high**2))
+
+        if last == 0:
+            lower = 0.0
+        else:
+            a = dim / last - 1 / high**2
+            lower = above(last, dim if a > 0 else math.inf, a)
+        upper = math.inf
+        if self.total_variance is not None:
+            upper = max(lower, above(self.total_variance, dim, floor))
+        if entropy is not None and kind == "entropic":
+            measured = self.entropic().phi[-1].item()
+            below = min(below, max(0.0, positive("entropy", entropy) - measured - lower))
+        return Tails((0.0, below), (lower, upper))
+
+    def _split(self, directions):
+        directions = mean_square("directions", directions)
+        if directions.ndim != 2 or len(directions) != len(self.sigma) or not directions.shape[1]:
+            raise ValueError(
+                f"directions has shape {tuple(directions.shape)}; pass (levels, directions), "
+                f"({len(self.sigma)}, m)"
+            )
+        off = (directions.sum(1) - self.eps2).abs() - 1e-9 * self.eps2
+        if (off > 0).any():
+            i = int(off.argmax())
+            raise ValueError(
+                f"directions[{i}] sum to {directions[i].sum().item()}, but eps2[{i}] = {self.eps2[i].item()}; "
+                "pass the parts of the same error in an orthonormal basis"
+            )
+        return directions
+
+    def _combine(self, weights):
+        """Standard error of each row of weights @ eps2."""
+        if self.covariance is not None:
+            # Rounding may leave the variance of a nearly noiseless combination below 0.
+            return ((weights @ self.covariance) * weights).sum(-1).clamp_min(0).sqrt()
+        if self.common_samples:
+            return weights.abs() @ self.stderr
+        return (weights.square() @ self.stderr.square()).sqrt()
+
+
+def _covariance(value, n):
+    value = as_float64("covariance", value)
+    if value.shape != (n, n):
+        raise ValueError(f"covariance has shape {tuple(value.shape)}; {n} levels need ({n}, {n})")
+    scale = value.diagonal().clamp_min(0).sqrt()
+    # Each level by its own error: they differ by many orders of magnitude along a curve.
+    scale = torch.where(scale > 0, scale, 1.0)
+    relative = value / scale / scale[:, None]
+    if (relative - relative.T).abs().max() > 1e-9:
+        raise ValueError("covariance differs from its transpose; symmetrise it")
+    lowest = torch.linalg.eigvalsh(relative)[0].item()
+    if lowest < -1e-9 * n:
+        raise ValueError(f"covariance has the eigenvalue {lowest}, levels scaled to 1; none may be below 0")
+    return (value + value.T) / 2

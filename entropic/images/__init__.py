@@ -1,0 +1,1 @@
+"""Networks, images and the distances between them."""

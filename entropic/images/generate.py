@@ -1,0 +1,413 @@
+"""Images from seeds: any network, any schedule, any sampler; resumable, and shared among processes."""
+
+import functools
+import inspect
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from entropic import _check
+from entropic.images.data import to_uint8
+from entropic.images.networks.weights import fingerprint
+from entropic.solvers import sample_ddim
+
+__all__ = ["Generated", "generate", "load_generated", "load_manifest", "local_device", "missing_shards"]
+
+_OUTPUTS = {"uint8": np.uint8, "float32": np.float32, "none": None}
+_SILENT = (
+    object.__repr__,
+    functools.partial.__repr__,
+    torch.nn.Module.__repr__,
+)  # these do not tell weights apart
+
+
+class Generated(NamedTuple):
+    """What was made of the seeds, in their order.
+
+    images (N, C, H, W) uint8 or float32, or None where output="none"; labels int64 (N,); features: by name, float32
+    (N, F).
+    """
+
+    images: torch.Tensor | None
+    labels: torch.Tensor
+    features: dict
+
+
+def generate(
+    network,
+    sigmas,
+    seeds,
+    *,
+    sampler=sample_ddim,
+    labels=None,
+    batch=64,
+    chunk=16,
+    out=None,
+    shard=64,
+    output="uint8",
+    decode=to_uint8,
+    features=None,
+    device=None,
+    progress=False,
+):
+    """One image for each seed: `sampler` down `sigmas` with `network(x, sigma, label)` as its denoiser.
+
+    `network` is a module in evaluation mode with `shape` (C, H, W), `num_classes` (where that is 0 it gets no label)
+    and `config`; it is moved to `device` where one is given, and the state follows it, in float64. Every seed has
+    a generator of its own, on the CPU: the first draw is the noise of sigmas[0] (float64), the second the class,
+    uniform over `num_classes` (drawn though `labels` (N,) replaces it; 0 where num_classes = 0), then what the
+    sampler draws.
+    The network always gets `chunk` rows, the last ones padded, so that the arithmetic of an image is the same
+    however many are made, and a compiled network sees one shape: bit for bit for any `batch` (images in memory
+    together, in whole chunks), and for any order, subset or neighbours too where the network treats all rows of a
+    call alike, as convolutions do on a CPU (a matrix product over few, odd positions may not; chunk=1 is then the
+    remedy). Another `chunk` or device moves the last bits of the network's arithmetic.
+
+    `decode` makes uint8 images (n, ...) of states: pixels in [-1, 1], or an autoencoder's `decode`. `features`, by
+    name: functions of uint8 images (n, C, H, W) that return (n, F), as `metrics.feature_network` makes them:
+    computed while the next images are sampled. Output: "uint8", the decoded images; "float32", the states
+    themselves; "none", where only features and classes are kept.
+
+    With `out`, a folder, each `shard` of seeds is a set of files, and manifest.json holds the arguments: a
+    killed run goes on, and ends with the same bytes. Under torchrun (RANK, WORLD_SIZE) rank r makes shards r,
+    r + WORLD_SIZE, … and returns only these; `load_generated` reads them all. The number of processes may change
+    between runs. Without `out` those are ignored.
+    ValueError: arguments that do not fit, a folder made with others, a state that is not finite, with its seed.
+    Order of draws as in Karras et al. 2024 (EDM2).
+    """
+    sigmas = _check.schedule(sigmas)
+    seeds = _seeds(seeds)
+    batch, chunk = _check.integer("batch", batch, 1), _check.integer("chunk", chunk, 1)
+    shard = _check.integer("shard", shard, 1)
+    batch += -batch % chunk  # else the place of an image within its chunk would hang on `batch`
+    features = {} if features is None else dict(features)
+    if output not in _OUTPUTS or (output == "none" and not features):
+        raise ValueError(f"output = {output!r}; pass 'uint8' or 'float32', or 'none' with features")
+    if network.training:
+        raise ValueError("network is in training mode, where dropout draws; call network.eval() first")
+    if labels is not None:
+        labels = _labels(labels, len(seeds), network.num_classes)
+    if device is None:
+        device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
+    else:
+        network, device = network.to(device), torch.device(device)
+
+    def sample(rows):
+        given = None if labels is None else labels[rows.start : rows.stop]
+        return _sample(network, sigmas, seeds[rows.start : rows.stop], sampler, given, chunk, device)
+
+    def finish(state, kinds):
+        """Images and features of one batch, on the CPU."""
+        images = decode(state) if output == "uint8" or features else None
+        found = {name: _rows(name, function(images), len(state)) for name, function in features.items()}
+        kept = {"uint8": images, "float32": state.to(torch.float32), "none": None}[output]
+        return Generated(None if kept is None else kept.cpu(), kinds, found)
+
+    from tqdm import tqdm
+
+    bar = functools.partial(tqdm, unit="image", disable=not progress)
+    pieces, ends = [], {}  # batches made so far; where a shard ends, and which
+
+    def keep(made, end):
+        pieces.append(made)
+        if end in ends:
+            _write_shard(out, ends[end], _join(pieces))
+            pieces.clear()
+
+    if out is None:
+        with bar(total=len(seeds)) as shown:
+            _overlapped(_split(range(len(seeds)), batch), sample, finish, keep, device, shown)
+        return _join(pieces)
+    out = Path(out)
+    arguments = {
+        "network": {"sha256": fingerprint(network), "config": network.config},
+        "sigmas": sigmas.tolist(),
+        "sampler": _name("sampler", sampler),
+        "output": output,
+        "decode": _name("decode", decode),
+        "features": {name: _name(f"features[{name!r}]", function) for name, function in features.items()},
+        "chunk": chunk,
+        "device": device.type,
+        "shard": shard,
+        "seeds": seeds,
+        "labels": None if labels is None else labels.tolist(),
+    }
+    rank, world = _rank()
+    _claim(out, arguments, rank)
+    parts = _split(range(len(seeds)), shard)
+    mine = range(rank, len(parts), world)
+    waiting = [index for index in mine if not _whole(out, arguments, index)]
+    total, left = (sum(len(parts[index]) for index in those) for those in (mine, waiting))
+    ends |= {parts[index].stop: index for index in waiting}
+    work = [rows for index in waiting for rows in _split(parts[index], batch)]
+    with bar(total=total, initial=total - left) as shown:
+        _overlapped(work, sample, finish, keep, device, shown)
+    return _read(out, arguments, mine)
+
+
+def load_generated(out):
+    """All images, classes and features of a folder that `generate` filled, in the order of its seeds.
+
+    FileNotFoundError: no such folder, or shards that are still to be made. ValueError: files that do not fit.
+    """
+    missing = missing_shards(out)
+    arguments, count = load_manifest(out), _count(load_manifest(out))
+    if missing:
+        raise FileNotFoundError(
+            f"{out} lacks {len(missing)} of {count} shards, the first is number {missing[0]}; "
+            "call generate(…, out=…) again with the same arguments"
+        )
+    return _read(Path(out), arguments, range(count))
+
+
+def load_manifest(out):
+    """The arguments of `generate` that filled a folder: seeds, sigmas, the network's hash and so on.
+
+    FileNotFoundError: no such folder, or nothing was begun there.
+    """
+    return json.loads((Path(out) / "manifest.json").read_text("utf-8"))
+
+
+def missing_shards(out):
+    """Numbers of the shards of a folder that `generate` has still to make. Errors: as `load_manifest`."""
+    arguments = load_manifest(out)
+    return [index for index in range(_count(arguments)) if not _whole(Path(out), arguments, index)]
+
+
+def local_device():
+    """The GPU of this process under torchrun (LOCAL_RANK), the first one otherwise, the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def _sample(network, sigmas, seeds, sampler, given, chunk, device):
+    """States float64 at sigma 0, on the device, and classes of a few seeds."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = torch.stack(
+        [torch.randn(network.shape, generator=one, dtype=torch.float64) for one in generators]
+    )
+    labels = torch.zeros(len(seeds), dtype=torch.int64)
+    if network.num_classes:
+        labels = torch.stack([torch.randint(network.num_classes, (), generator=one) for one in generators])
+    if given is not None:
+        labels = given
+    pad = -len(seeds) % chunk
+    padded = torch.cat([labels, labels[-1:].expand(pad)]).to(device) if network.num_classes else None
+    answers = []
+
+    def denoiser(x, sigma):
+        rows = torch.cat([x, x[-1:].expand(pad, *network.shape)])
+        level = torch.tensor(
+            sigma, dtype=torch.float64, device=device
+        )  # a number would compile anew each time
+        denoised = torch.empty_like(rows)
+        for start in range(
+            0, len(rows), chunk
+        ):  # copied at once: a CUDA graph reuses the memory of its answer
+            part = slice(start, start + chunk)
+            denoised[part] = network(rows[part], level, None if padded is None else padded[part])
+        denoised = denoised[: len(x)]
+        answers.append((sigma, torch.isfinite(denoised).flatten(1).all(1)))
+        return denoised
+
+    state = sampler(denoiser, noise.to(device) * sigmas[0].item(), sigmas, generator=generators)
+    for sigma, finite in answers:  # looked at last, as each look waits for the GPU
+        _finite(finite, seeds, f"the network's answer at sigma = {sigma:g}")
+    _finite(torch.isfinite(state).flatten(1).all(1), seeds, "the state")
+    return state, labels
+
+
+def _finite(finite, seeds, what):
+    if not finite.all():
+        seed = seeds[int((~finite).nonzero()[0])]
+        raise ValueError(f"seed {seed}: {what} is not finite; look at the network and at sigmas")
+
+
+def _overlapped(work, sample, finish, keep, device, bar):
+    """keep(finish(*sample(rows)), rows.stop) for all `rows` in order; a batch is finished while the next is sampled."""
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def run(state, kinds, sampled, end):
+        with torch.no_grad(), torch.cuda.stream(side):
+            if side is not None:
+                side.wait_event(sampled)
+                state.record_stream(side)
+            keep(finish(state, kinds), end)
+
+    with ThreadPoolExecutor(1) as thread, torch.no_grad():
+        waiting = None
+        for rows in work:
+            state, kinds = sample(rows)
+            sampled = None if side is None else torch.cuda.current_stream(device).record_event()
+            first = waiting is None
+            if not first:
+                waiting.result()  # at most one batch waits: memory stays bounded
+            waiting = thread.submit(run, state, kinds, sampled, rows.stop)
+            if first:
+                waiting.result()  # alone on the device: a compiled network may have a CUDA graph to record
+            bar.update(len(kinds))
+        if waiting is not None:
+            waiting.result()
+
+
+def _split(rows, size):
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _rows(name, found, count):
+    if found.ndim != 2 or len(found) != count or not torch.isfinite(found).all():
+        raise ValueError(
+            f"features[{name!r}] returned {found.dtype} {tuple(found.shape)} for {count} images, or NaN; "
+            f"it must return finite ({count}, F)"
+        )
+    return found.to("cpu", torch.float32)
+
+
+def _join(pieces):
+    """One `Generated` of several, in order."""
+    images, labels, features = zip(*pieces, strict=True)
+    return Generated(
+        None if images[0] is None else torch.cat(images),
+        torch.cat(labels),
+        {name: torch.cat([one[name] for one in features]) for name in features[0]},
+    )
+
+
+def _seeds(seeds):
+    seeds = seeds.tolist() if isinstance(seeds, (torch.Tensor, np.ndarray)) else seeds
+    seeds = [_check.integer("seeds", seed, 0) for seed in seeds]
+    if not seeds or max(seeds) >= 2**63:
+        raise ValueError(
+            f"seeds = {_short(seeds)}; pass one or more whole numbers below 2**63, as in range(64)"
+        )
+    return seeds
+
+
+def _labels(labels, count, num_classes):
+    labels = torch.as_tensor(labels).cpu()
+    if labels.shape != (count,) or labels.dtype != torch.int64:
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; pass one int64 class for each of {count} seeds"
+        )
+    if labels.min() < 0 or labels.max() >= max(num_classes, 1):
+        raise ValueError(
+            f"labels range from {labels.min()} to {labels.max()}; this network knows {num_classes} classes, from 0"
+        )
+    return labels
+
+
+def _name(argument, value):
+    """A function's full name and bound keywords, or an object's own `repr`; ValueError where it has neither."""
+    keywords, function = {}, value
+    while isinstance(function, functools.partial) and not function.args:
+        keywords, function = {**function.keywords, **keywords}, function.func
+    if inspect.isfunction(function) and "<" not in function.__qualname__:
+        name = f"{function.__module__}.{function.__qualname__}"
+    else:
+        owner = function.__self__ if inspect.ismethod(function) else function
+        if type(owner).__repr__ in _SILENT or inspect.isfunction(owner):
+            raise ValueError(
+                f"{argument} = {value!r} has no name by which `out` could tell it from another; pass a module's "
+                "function, functools.partial of one with keywords, or an object with a repr of its own"
+            )
+        name = repr(owner) if owner is function else f"{owner!r}.{function.__name__}"
+    bound = ", ".join(f"{key}={value!r}" for key, value in sorted(keywords.items()))
+    return f"{name}({bound})"
+
+
+def _rank():
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not 0 <= rank < world:
+        raise ValueError(f"RANK = {rank} with WORLD_SIZE = {world}; ranks go from 0 to WORLD_SIZE - 1")
+    return rank, world
+
+
+def _claim(out, arguments, rank):
+    """Write the folder's manifest, or compare with the one that is there."""
+    path = out / "manifest.json"
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(arguments, separators=(",", ":"))
+    if not path.is_file():
+        part = path.with_name(f"{path.name}.{rank}.part")
+        part.write_text(text, "utf-8")
+        os.replace(part, path)
+    kept, ours = json.loads(path.read_text("utf-8")), json.loads(text)
+    for name in ours:
+        if kept.get(name) != ours[name]:
+            raise ValueError(
+                f"{name} = {_short(ours[name])}, but {out} was made with {_short(kept.get(name))}; "
+                "pass what it was made with, or another folder"
+            )
+
+
+def _short(value):
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:150]} … ({len(text)} characters)"
+
+
+def _count(arguments):
+    """How many shards there are."""
+    return -(-len(arguments["seeds"]) // arguments["shard"])
+
+
+def _path(out, kind, index):
+    return out / f"{kind}-{index:06d}.npy"
+
+
+def _kinds(arguments):
+    """What a shard is made of: kind of file -> type of its numbers."""
+    kinds = {f"features-{name}": np.float32 for name in arguments["features"]} | {"labels": np.int64}
+    output = _OUTPUTS[arguments["output"]]
+    return kinds if output is None else kinds | {"images": output}
+
+
+def _whole(out, arguments, index):
+    return all(_path(out, kind, index).is_file() for kind in _kinds(arguments))
+
+
+def _write_shard(out, index, made):
+    for name, array in made.features.items():
+        _write(_path(out, f"features-{name}", index), array)
+    if made.images is not None:
+        _write(_path(out, "images", index), made.images)
+    _write(_path(out, "labels", index), made.labels)
+
+
+def _write(path, array):
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        np.save(file, array.numpy())
+    os.replace(part, path)
+
+
+def _read(out, arguments, shards):
+    """What the shards hold, joined; a share of none is empty."""
+    kinds = _kinds(arguments)
+    found = {kind: [] for kind in kinds}
+    for index in shards:
+        start = index * arguments["shard"]
+        count = min(arguments["shard"], len(arguments["seeds"]) - start)
+        for kind, dtype in kinds.items():
+            path = _path(out, kind, index)
+            try:
+                array = np.load(path, allow_pickle=False)
+            except (OSError, EOFError, ValueError) as error:
+                raise ValueError(f"{path} cannot be read ({error}); delete it and generate again") from error
+            before = found[kind][0].shape[1:] if found[kind] else array.shape[1:]
+            if array.shape != (count, *before) or array.dtype != dtype:
+                raise ValueError(
+                    f"{path} holds {array.dtype} of shape {array.shape}; delete it and generate again"
+                )
+            found[kind].append(array)
+    joined = {
+        kind: torch.from_numpy(np.concatenate(arrays) if arrays else np.empty(0, kinds[kind]))
+        for kind, arrays in found.items()
+    }
+    features = {name: joined[f"features-{name}"] for name in arguments["features"]}
+    return Generated(joined.get("images"), joined["labels"], features)

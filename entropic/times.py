@@ -1,0 +1,236 @@
+"""Times phi(sigma) made from an error curve or a rate: where they stand, and where n equal parts of them lie.
+
+Entropies are in nats, sigma is in data units.
+"""
+
+import numpy as np
+import torch
+from scipy.interpolate import CubicSpline
+
+from entropic._check import as_float64, integer, levels, sigma_range
+
+# dphi / dsigma = eps2 / sigma^power
+POWER = {"entropic": 3, "rescaled": 2}
+
+
+class Time:
+    """A time phi(sigma), increasing, known at the knots `sigma` (n,) and monotone between them.
+
+    `phi` (n,) is in nats (times data units where rescaled). With `slope` = dphi / dlog sigma at the knots,
+    phi is a monotone cubic Hermite interpolant in log sigma (slopes limited as by Fritsch and Carlson 1980);
+    without, it is linear in sigma. `stderr` (n,) is the standard error of phi, which starts at 0, or None.
+    Where the error is zero phi is flat: `sigma_at` then gives the upper end of the flat part.
+    """
+
+    def __init__(self, sigma, phi, slope=None, *, _linear=None, _combine=None):
+        self.sigma, self.phi = levels(sigma), as_float64("phi", phi)
+        if self.sigma.ndim != 1 or len(self.sigma) < 2 or self.phi.shape != self.sigma.shape:
+            raise ValueError(
+                f"sigma {tuple(self.sigma.shape)} and phi {tuple(self.phi.shape)}: pass one phi a level"
+            )
+        if not (self.sigma.diff() > 0).all() or not (self.phi.diff() >= 0).all():
+            raise ValueError("sigma and phi must ascend together; sort them")
+        if not self.phi[-1] > self.phi[0]:
+            raise ValueError(
+                f"phi = {self.phi[0].item()} at every level; an error curve of zeros has no time"
+            )
+        self._log = slope is not None
+        self._x = self.sigma.log() if self._log else self.sigma
+        self._h, self._rise = self._x.diff(), self.phi.diff()
+        secant = self._rise / self._h
+        if self._log:
+            slope = as_float64("slope", slope)
+            if slope.shape != self.phi.shape:
+                raise ValueError(f"slope has shape {tuple(slope.shape)}; sigma needs {tuple(self.phi.shape)}")
+            if not (slope >= 0).all():
+                raise ValueError(f"slope = {slope.min().item()} at its lowest; a time never runs backwards")
+            # Slopes of at most three secants keep a cubic monotone.
+            before = torch.cat([secant[:1], secant])
+            after = torch.cat([secant, secant[-1:]])
+            limit = 3 * torch.minimum(before, after)
+            limited = slope > limit
+            slope = torch.where(limited, limit, slope)
+            self._start, self._end = slope[:-1], slope[1:]
+        else:
+            self._start = self._end = secant
+        self.stderr, self._weights = None, None
+        if _linear is not None:
+            weights, slopes = _linear
+            step = weights.diff(dim=0) / self._h[:, None]
+            if self._log:
+                steepest = torch.where(
+                    (before <= after)[:, None], torch.cat([step[:1], step]), torch.cat([step, step[-1:]])
+                )
+                slopes = torch.where(limited[:, None], 3 * steepest, slopes)
+                step = (slopes[:-1], slopes[1:])
+            else:
+                step = (step, step)
+            self._weights, self._slope_weights, self._combine = weights, step, _combine
+            self.stderr = _combine(weights)
+
+    def phi_at(self, sigma):
+        """phi at noise levels within the range of the knots, shaped like `sigma`."""
+        index, u = self._locate(sigma)
+        return self.phi[index] + self._risen(index, u)
+
+    def rate_at(self, sigma):
+        """dphi / dsigma at noise levels within the range of the knots, shaped like `sigma`."""
+        index, u = self._locate(sigma)
+        rate = self._rate(index, u) / self._h[index]
+        return rate / as_float64("sigma", sigma) if self._log else rate
+
+    def stderr_at(self, sigma):
+        """Standard error of phi (measured from the lowest knot) at noise levels, shaped like `sigma`."""
+        return self._combine(self._functional(sigma))
+
+    def sigma_at(self, phi):
+        """The noise level at which time phi is reached: the inverse of `phi_at`, shaped like `phi`."""
+        phi = as_float64("phi", phi)
+        low, high = self.phi[0].item(), self.phi[-1].item()
+        slack = 1e-12 * (high - low)
+        bad = ~((phi >= low - slack) & (phi <= high + slack))
+        if bad.any():
+            raise ValueError(f"phi = {phi[bad].flatten()[0].item()}; this time runs from {low} to {high}")
+        phi = phi.clamp(low, high)
+        index = (torch.searchsorted(self.phi, phi.contiguous(), right=True) - 1).clamp(0, len(self._h) - 1)
+        target, rise = phi - self.phi[index], self._rise[index]
+        u = torch.where(rise > 0, target / rise.clamp_min(1e-300), 0.0).clamp(0, 1)
+        bottom, top = torch.zeros_like(u), torch.ones_like(u)
+        # Newton inside a shrinking bracket: the cubic is monotone, so the bracket always holds the root.
+        for _ in range(100):
+            error = self._risen(index, u) - target
+            bottom, top = torch.where(error <= 0, u, bottom), torch.where(error >= 0, u, top)
+            step = u - error / self._rate(index, u)
+            inside = (step >= bottom) & (step <= top)
+            following = torch.where(error == 0, u, torch.where(inside, step, (bottom + top) / 2))
+            moved = (following - u).abs().max() if u.numel() else u.sum()
+            u = following
+            if moved <= 1e-16:
+                break
+        ends = self.sigma[index], self.sigma[index + 1]
+        value = ends[0] * (self._h[index] * u).exp() if self._log else ends[0] + self._h[index] * u
+        return torch.minimum(torch.maximum(value, ends[0]), ends[1])
+
+    def place(self, n, sigma_min=None, sigma_max=None):
+        """`n` noise levels uniform in phi, descending from sigma_max to sigma_min; Algorithm 1 less its 0.
+
+        The range is that of the knots unless given; ValueError where it is not inside it.
+        """
+        sigma, _ = self._placed(n, sigma_min, sigma_max)
+        return sigma
+
+    def place_stderr(self, n, sigma_min=None, sigma_max=None):
+        """Standard errors of the levels that `place` returns, (n,), by the delta method; 0 at both ends."""
+        sigma, share = self._placed(n, sigma_min, sigma_max)
+        weights = self._functional(sigma)
+        wanted = weights[-1] + share[:, None] * (weights[0] - weights[-1])
+        error = self._combine(wanted - weights) / self.rate_at(sigma)
+        error[0] = error[-1] = 0.0
+        return error
+
+    def _placed(self, n, sigma_min, sigma_max):
+        n = integer("n", n, 2)
+        low, high = sigma_range(
+            self.sigma[0] if sigma_min is None else sigma_min,
+            self.sigma[-1] if sigma_max is None else sigma_max,
+        )
+        ends = self.phi_at([high, low])
+        if not ends[0] > ends[1]:
+            raise ValueError(
+                f"phi = {ends[0].item()} at both sigma_min = {low} and sigma_max = {high}; widen them: "
+                "no information is lost between"
+            )
+        share = torch.linspace(1.0, 0.0, n, dtype=torch.float64)
+        sigma = self.sigma_at(ends[1] + share * (ends[0] - ends[1])).clamp(low, high)
+        sigma[0], sigma[-1] = high, low
+        return sigma, share
+
+    def _locate(self, sigma):
+        sigma = levels(sigma)
+        low, high = self.sigma[0].item(), self.sigma[-1].item()
+        # The slack forgives the rounding of a grid's ends, such as those of logspace.
+        bad = ~((sigma >= low * (1 - 1e-9)) & (sigma <= high * (1 + 1e-9)))
+        if bad.any():
+            value = sigma[bad].flatten()[0].item()
+            raise ValueError(f"sigma = {value} is outside the curve, which covers [{low:g}, {high:g}]")
+        sigma = sigma.clamp(low, high)
+        index = (torch.searchsorted(self.sigma, sigma.contiguous(), right=True) - 1).clamp(
+            0, len(self._h) - 1
+        )
+        x = sigma.log() if self._log else sigma
+        return index, ((x - self._x[index]) / self._h[index]).clamp(0, 1)
+
+    def _risen(self, index, u):
+        """phi less its value at the knot `index`, at the fraction u of the interval."""
+        h, rise = self._h[index], self._rise[index]
+        start, end = h * self._start[index], h * self._end[index]
+        # Horner form: no cancellation near u = 0.
+        return u * (start + u * (3 * rise - 2 * start - end + u * (start + end - 2 * rise)))
+
+    def _rate(self, index, u):
+        h, rise = self._h[index], self._rise[index]
+        start, end = h * self._start[index], h * self._end[index]
+        return start + u * (2 * (3 * rise - 2 * start - end) + 3 * u * (start + end - 2 * rise))
+
+    def _functional(self, sigma):
+        """The rows w with phi_at(sigma) = w @ eps2, (m, n)."""
+        if self._weights is None:
+            raise ValueError("stderr = None in this curve; pass ErrorCurve the standard error of eps2")
+        index, u = self._locate(as_float64("sigma", sigma).reshape(-1))
+        u, h = u[:, None], self._h[index][:, None]
+        start, end = self._slope_weights
+        w = self._weights
+        rise = w[index + 1] - w[index]
+        return (
+            w[index]
+            + rise * u * u * (3 - 2 * u)
+            + h * start[index] * u * (1 - u) ** 2
+            + h * end[index] * u * u * (u - 1)
+        )
+
+
+def time_from_rate(process, rate, sigma, kind="entropic", order=12):
+    """The time of a process, integrated in its own t: phi is the integral of rate(t) dt at levels `sigma`.
+
+    `rate` maps times (m,) to dH/dt (m,), as eq. 10 gives it; for kind "rescaled" that is times sigma(t).
+    Gauss-Legendre of `order` nodes between consecutive levels, split at the knots of the process. `sigma`
+    (n,) ascends within the range of the process. By Theorem 5.2 the result does not depend on the process.
+    """
+    sigma = levels(sigma)
+    if sigma.ndim != 1 or len(sigma) < 2 or not (sigma.diff() > 0).all():
+        raise ValueError(f"sigma = {sigma}; pass one dimension of ascending levels, at least two")
+    power_of(kind)
+    node, weight = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(integer("order", order, 1)))
+
+    def weighted(t):
+        value = as_float64("rate(t)", rate(t))
+        return value * process.sigma(t) if kind == "rescaled" else value
+
+    t = process.t(sigma)
+    inside = process.knots[(process.knots > t[0]) & (process.knots < t[-1])]
+    edges = torch.cat([t, inside]).sort().values
+    half, middle = edges.diff() / 2, (edges[1:] + edges[:-1]) / 2
+    value = weighted((middle[:, None] + half[:, None] * node).reshape(-1)).reshape(len(half), -1)
+    total = cumulative((half * (value @ weight))[:, None])[:, 0]
+    phi = total[torch.searchsorted(edges, t)]
+    slope = weighted(t) * sigma / process.sigma_rate(t)
+    return Time(sigma, phi, slope)
+
+
+def power_of(kind):
+    """The power of sigma that eps2 is divided by in a kind of time; ValueError for another kind."""
+    if kind not in POWER:
+        raise ValueError(f'kind = {kind!r}; use "entropic" or "rescaled"')
+    return POWER[kind]
+
+
+def cumulative(increments):
+    """Running sums along the first axis, from 0: one row more than `increments`."""
+    return torch.cat([torch.zeros_like(increments[:1]), increments.cumsum(0)])
+
+
+def spline_increments(x, y):
+    """Integrals over each interval of the not-a-knot cubic splines through the columns of y (n, m) at x (n,)."""
+    h = x.diff()[:, None]
+    d = torch.as_tensor(CubicSpline(x.numpy(), y.numpy())(x.numpy(), 1))
+    return h / 2 * (y[1:] + y[:-1]) + h.square() / 12 * (d[:-1] - d[1:])

@@ -1,0 +1,1 @@
+"""What several notebooks share and a user of the library does not need."""

@@ -1,0 +1,40 @@
+"""`python -m studies.leaderboard`: measures every schedule on the same work; resumable."""
+
+import argparse
+from pathlib import Path
+
+from entropic.files import cache
+from studies.leaderboard import PLAN, SCHEDULES, SOLVERS, WORKS, Store, fill
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m studies.leaderboard",
+        description="Measure every schedule on the same work; resumable.",
+    )
+    parser.add_argument("works", nargs="*", help=f"of {', '.join(WORKS)}; none: the whole plan of the book")
+    parser.add_argument("--store", type=Path, default=cache() / "leaderboard", help="a folder")
+    parser.add_argument("--nfe", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="network calls")
+    parser.add_argument("--solvers", nargs="+", choices=SOLVERS)
+    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES)
+    parser.add_argument("--runs", type=int, help="at most so many runs")
+    parser.add_argument("--share", default="0/1", help="i/k: the i-th of k processes")
+    given = parser.parse_args(arguments)
+    unknown = [name for name in given.works if name not in WORKS]
+    if unknown:
+        parser.error(f"works: {unknown[0]!r} is none of {', '.join(WORKS)}")
+    plan = [(name, given.nfe, given.solvers, given.runs, SCHEDULES) for name in given.works] or PLAN
+    for name, nfe, solvers, runs, schedules in plan:
+        fill(
+            WORKS[name](),
+            Store(given.store, given.share),
+            nfe=nfe,
+            solvers=solvers or tuple(SOLVERS),
+            schedules=given.schedules or schedules,
+            runs=runs,
+            share=given.share,
+        )
+
+
+if __name__ == "__main__":
+    main()

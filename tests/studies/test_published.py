@@ -1,0 +1,379 @@
+"""The whole path of published networks, in the real architectures with random weights at a tiny size."""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from entropic.images import metrics
+from entropic.images.data import paper_table
+from entropic.images.generate import generate, load_generated, load_manifest
+from entropic.images.networks import dinov2, edm, edm2, load_snapshot
+from entropic.images.networks.published import published
+from entropic.schedules import edm_sigmas, rescaled_sigmas, spectral_sigmas
+from entropic.solvers import sample_ddim, sample_ddim_stochastic
+from studies import published as pretrained
+from tests.conftest import ROOT
+from tests.images.networks.snapshots import pickled, snapshot
+
+INCEPTION, DINO = "inception-v3-compat", "dinov2-vit-l-14-bicubic"
+PIXELS = {
+    "img_resolution": 16,
+    "img_channels": 3,
+    "label_dim": 0,
+    "model_channels": 32,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "augment_dim": 9,
+}
+LATENTS = {"img_resolution": 16, "img_channels": 4, "label_dim": 10, "model_channels": 32}
+
+
+def _random(network, seed):
+    """Weights that make F of order 1, the gains of EDM2 too, which start at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in network.parameters():
+        scale = 0.5 if tensor.ndim == 0 else tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.1
+        tensor.data.copy_(scale * torch.randn(tensor.shape, generator=generator))
+    return network.eval()
+
+
+@pytest.fixture(scope="module", name="world")
+def _world(tmp_path_factory):
+    """Snapshots, an autoencoder, feature networks and reference statistics, all random; and a cache of their own."""
+    pytest.importorskip("diffusers")
+    folder = tmp_path_factory.mktemp("world")
+    pixels = _random(edm.EDMPrecond(**PIXELS), 0)
+    (folder / "pixels.pkl").write_bytes(pickled(snapshot(pixels, PIXELS, encoder=None)))
+    latents = _random(edm2.Precond(**LATENTS), 1).half()
+    (folder / "latents.pkl").write_bytes(pickled(snapshot(latents, LATENTS)))
+
+    from entropic.images.networks.vae import autoencoder_class
+
+    torch.manual_seed(2)
+    wide = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    autoencoder_class()(
+        **wide, block_out_channels=[8, 16], layers_per_block=1, latent_channels=4, norm_num_groups=4
+    ).save_pretrained(folder / "vae", safe_serialization=True)
+    torch.save(_random(dinov2.DINOv2(depth=1), 3).state_dict(), folder / "dino.pth")
+
+    generator = np.random.default_rng(4)
+    moments = {}
+    for key, width in (("fid", 2048), ("fd_dinov2", 1024)):
+        moments[key] = {"mu": 0.1 * generator.standard_normal(width), "sigma": np.eye(width)}
+    (folder / "reference.pkl").write_bytes(pickled({"num_images": 5000, **moments}))
+    np.savez(folder / "reference.npz", **moments["fid"])
+    kept = {name: os.environ.get(name) for name in ("ENTROPIC_CACHE", "ENTROPIC_DINOV2", "ENTROPIC_VAE")}
+    os.environ |= {
+        "ENTROPIC_CACHE": str(folder / "cache"),
+        "ENTROPIC_DINOV2": str(folder / "dino.pth"),
+        "ENTROPIC_VAE": str(folder / "vae"),
+    }
+    yield folder
+    for name, value in kept.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _experiment(world, **changes):
+    return pretrained.Experiment(
+        **{
+            "dataset": "CIFAR-10",
+            "networks": [str(world / "pixels.pkl")],
+            "curve_network": str(world / "pixels.pkl"),
+            "curve_data": "",
+            "curve_levels": 8,
+            "curve_samples": 6,
+            "reference": str(world / "reference.pkl"),
+            "extractors": [DINO],
+            "solvers": ["deterministic DDIM", "stochastic DDIM"],
+            "schedules": ["EDM", "rescaled entropic", "spectral rescaled entropic"],
+            "nfe": [2],
+            "images": 5,
+            "runs": 2,
+            "chunk": 2,
+            "compiled": True,
+            "keep_images": False,
+            "store": "tiny",
+            **changes,
+        }
+    )
+
+
+def _files(folder):
+    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module", name="inception")
+def _inception(world):
+    """Inception's own architecture with random weights, let past the check of the published ones."""
+    metrics.fidelity()
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Module, "load_state_dict", lambda *words, **options: None)
+        patch.setattr(torch, "load", lambda *words, **options: {})
+        torch.manual_seed(5)
+        network = FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=str(world))
+    for tensor in network.parameters():
+        if tensor.ndim == 4:
+            torch.nn.init.kaiming_normal_(tensor)
+    torch.save(network.state_dict(), world / "inception.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        digest = hashlib.sha256((world / "inception.pth").read_bytes()).hexdigest()
+        patch.setattr(metrics, "_INCEPTION_SHA256", digest)
+        patch.setenv("ENTROPIC_INCEPTION", str(world / "inception.pth"))
+        yield world / "inception.pth"
+
+
+def test_from_snapshot_to_table(world, inception):
+    experiment = _experiment(
+        world, extractors=[INCEPTION, DINO], nfe=[3], schedules=["EDM", "rescaled entropic"]
+    )
+    pretrained.fill(experiment, progress=False)
+    found = pretrained.rows(experiment)
+    assert len(found) == 2 * 2 * 2
+    assert all(math.isfinite(row["FID"]) and math.isfinite(row["FD-DINOv2"]) for row in found)
+    assert all(row["images_per_second"] > 0 for row in found)
+    assert len({row["FID"] for row in found}) == len(found)
+
+    # one row by hand: the network, its schedule, images, features, distance
+    network = load_snapshot(world / "pixels.pkl", dtype=None)
+    curve, _ = pretrained.error_curve(experiment)
+    row = next(
+        row
+        for row in found
+        if (row["solver"], row["nfe"], row["schedule"], row["run"])
+        == ("stochastic DDIM", 3, "rescaled entropic", 1)
+    )
+    made = generate(network, rescaled_sigmas(3, curve), range(5, 10), sampler=sample_ddim_stochastic, chunk=2)
+    reference = metrics.load_reference(experiment.reference)
+    for extractor, label in ((INCEPTION, "FID"), (DINO, "FD-DINOv2")):
+        features = metrics.extract(made.images, extractor, batch=2)
+        wanted = metrics.frechet_distance(*metrics.moments(features), *reference[extractor][:2])
+        assert row[label] == pytest.approx(wanted, rel=1e-5)  # float32 features, another batch
+
+    # a second look makes nothing
+    before = _files(world / "cache")
+    pretrained.fill(experiment, progress=False)
+    assert _files(world / "cache") == before
+    manifest = load_manifest(experiment.folder / "pixels" / "deterministic-DDIM-3-EDM-0")
+    assert manifest["sigmas"] == edm_sigmas(3).tolist()
+    assert manifest["decode"] == "entropic.images.data.to_uint8()"
+    # images are kept for the curve, and for no row
+    assert {path.parent.name for path in experiment.folder.rglob("images-*")} == {"curve-images"}
+
+
+def test_images_are_kept_where_that_is_asked_for(world):
+    experiment = _experiment(world, store="kept", solvers=["deterministic DDIM"], keep_images=True, runs=1)
+    pretrained.fill(experiment, progress=False)
+    kept = load_generated(experiment.folder / "pixels" / "deterministic-DDIM-2-EDM-0")
+    again = metrics.feature_network(DINO)(kept.images)
+    torch.testing.assert_close(kept.features[DINO], again, rtol=1e-4, atol=1e-4)  # float32, other batches
+
+
+def test_curve_is_that_of_the_network_s_own_images(world):
+    experiment = _experiment(world, store="curve", curve_samples=12)
+    curve, amplitude = pretrained.error_curve(experiment)
+    x = load_generated(experiment.folder / "curve-images").images.double()
+    assert len(x) == 12
+    assert torch.allclose(curve.directions.sum(1), curve.eps2, rtol=1e-6)
+    # at the highest noise D is nearly a constant: eps2 is the distance of the images from it
+    network = load_snapshot(world / "pixels.pkl", dtype=None)
+    generator = torch.Generator().manual_seed(0)
+    sigma = curve.sigma[-1].item()
+    noisy = x + sigma * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    eps2 = (network(noisy, sigma) - x).square().flatten(1).sum(1)
+    assert abs(curve.eps2[-1] - eps2.mean()) <= 5 * (eps2.std() / 12**0.5 + curve.stderr[-1])
+    assert (amplitude > 0).all()
+    again, _ = pretrained.error_curve(experiment)
+    assert torch.equal(again.eps2, curve.eps2)
+    with pytest.raises(ValueError, match=r"curve_samples = 6, but .* was made with 12"):
+        pretrained.error_curve(_experiment(world, store="curve"))
+    placed = pretrained.schedules(experiment, 4)
+    assert torch.equal(placed["spectral rescaled entropic"], spectral_sigmas(4, curve, amplitude))
+    assert list(placed) == experiment.schedules  # EDM's networks have no learned loss
+
+
+def test_curve_from_given_states(world):
+    x = torch.rand(20, 4, 16, 16, generator=torch.Generator().manual_seed(0)).numpy() - 0.5
+    np.savez(world / "states.npz", x=x, labels=np.arange(20) % 10)
+    given = {"curve_network": str(world / "latents.pkl"), "curve_data": str(world / "states.npz")}
+    experiment = _experiment(world, store="given", curve_samples=20, **given)
+    curve, _ = pretrained.error_curve(experiment)
+    assert not (experiment.folder / "curve-images").exists()
+    np.savez(world / "states.npz", x=x, labels=np.zeros(20, np.int64))
+    other, _ = pretrained.error_curve(_experiment(world, store="others", curve_samples=20, **given))
+    assert (curve.eps2 != other.eps2).any()  # the classes reach the network
+
+
+def test_page_of_a_latent_network_by_two_processes(world, tmp_path):
+    """As `make imagenet512 GPUS=2` does it: torchrun fills the store, the notebook makes its page of it."""
+    chosen = {
+        "networks": [str(world / "latents.pkl")],
+        "curve_network": str(world / "latents.pkl"),
+        "curve_levels": 8,
+        "curve_samples": 6,
+        "reference": str(world / "reference.pkl"),
+        "extractors": [DINO],
+        "nfe": [2],
+        "images": 5,
+        "runs": 2,
+        "chunk": 2,
+        "gallery_nfe": [2, 3],
+        "store": "page",
+    }
+    words = [word for name, value in chosen.items() for word in ("-p", name, str(value))]
+    environment = {**os.environ, "PYTHONPATH": os.environ["PYTHONPATH"], "OMP_NUM_THREADS": "1"}
+    notebook = ROOT / "notebooks" / "imagenet512.ipynb"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    options = {"env": environment, "cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
+    filled = subprocess.run([*launcher, "-m", "studies.published", notebook, *words], **options)
+    assert filled.returncode == 0, filled.stderr
+    store = world / "cache" / "page"
+    cells = sorted(path for path in (store / "latents").iterdir())
+    assert len(cells) == 2 * 2 * 2
+    before = _files(store)
+
+    page = ["run", "imagenet512", "--profile", "smoke", "--book", tmp_path, *words, "-p", "run", "True"]
+    shown = subprocess.run([sys.executable, ROOT / "notebooks" / "run.py", *page], **options)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert {path: stamp for path, stamp in _files(store).items() if path in before} == before
+    results = tmp_path / "_build" / "results" / "imagenet512"
+    columns = (results / "rows.csv").read_text().splitlines()
+    assert len(columns) == 1 + 8 and "FD-DINOv2" in columns[0]
+    schedules = json.loads((results / "schedules.json").read_text())
+    assert "learned loss" in (results / "schedules.csv").read_text().splitlines()[0]
+    assert schedules["kind"] == "figure"
+    assert {"gallery-0-edm.png", "gallery-0-rescaled.png"} <= {path.name for path in results.iterdir()}
+    # the decoder is the one named, and images of two processes are those of one
+    network = load_snapshot(world / "latents.pkl", dtype=None)
+    from entropic.images.networks.vae import load_vae
+
+    vae = load_vae()
+    dino = metrics.feature_network(DINO)
+    out = store / "latents" / "deterministic-DDIM-2-EDM-1"
+    made = generate(
+        network,
+        edm_sigmas(2),
+        range(5, 10),
+        sampler=sample_ddim,
+        chunk=2,
+        decode=vae.decode,
+        features={DINO: dino},
+    )
+    assert made.images.shape == (5, 3, 32, 32)
+    assert torch.equal(load_generated(out).features[DINO], made.features[DINO])
+    assert load_manifest(out)["decode"] == f"{vae!r}.decode()"
+
+
+# Beside the paper
+
+
+def _found(table, value):
+    """Rows of a run of ours that has `value(row of the paper, run)` for each of the paper's."""
+    rows = {}
+    for theirs in paper_table(table):
+        for run in range(3):
+            where = {name: theirs[name] for name in ("network", "solver", "schedule")}
+            where |= {"tuned_for": theirs["snapshot_tuned_for"], "nfe": int(theirs["nfe"]), "run": run}
+            row = rows.setdefault(json.dumps(where), dict(where))
+            row[theirs["metric"]] = value(theirs, run)
+    return list(rows.values())
+
+
+@pytest.mark.parametrize("table", range(1, 7))
+def test_without_rows_the_paper_stands_alone(table):
+    beside = pretrained.beside_paper(table)
+    assert [row["paper"] for row in beside] == [float(row["value"]) for row in paper_table(table)]
+    assert {row["ours"] for row in beside} == {"not run here"}
+    assert {row["difference"] for row in beside} == {""}
+
+
+def test_noise_is_what_two_equal_spreads_allow():
+    # three runs at v - 1, v, v + 1 have std 1; Student's 95 % quantile with 2 degrees of freedom is 4.30
+    width = 4.30 * math.sqrt(1 + 1 / 3)
+    for shift, word in ((0.99 * width, "yes"), (-0.99 * width, "yes"), (1.01 * width, "no")):
+        found = _found(3, lambda row, run, shift=shift: float(row["value"]) + shift + run - 1)
+        beside = pretrained.beside_paper(3, found)
+        assert {row["within noise"] for row in beside} == {word}
+        assert {row["difference"] for row in beside} == {f"{shift:+.3g}"}
+    assert beside[0]["ours"].endswith("± 1")
+
+
+def test_verdict_counts_rows():
+    alone = pretrained.verdict("a", [2, 5, 6])
+    assert alone["verdict"] == "not run here"
+    # ImageNet-512: 2 networks, 2 snapshots, 2 solvers, 3 NFE, 2 metrics; table 2 repeats rows of 5 and 6
+    assert "of 48; ours: not run here" in alone["measured"]
+    won = pretrained.verdict(
+        "a", [3], _found(3, lambda row, run: 1.0 + (row["schedule"] == "EDM") + 0.1 * run)
+    )
+    assert won["verdict"] == "holds" and "ours: won 6 of 6" in won["measured"]
+    lost = pretrained.verdict("a", [3], _found(3, lambda row, run: 2.0 - (row["schedule"] == "EDM")))
+    assert lost["verdict"] == "does not hold"
+    some = pretrained.verdict(
+        "a", [3], _found(3, lambda row, run: (row["schedule"] == "EDM") * (1 if row["nfe"] == "16" else -1))
+    )
+    assert some["verdict"] == "holds under a condition" and some["condition"] == "in 2 of 6 rows"
+
+
+def test_notebooks_hold_the_paper_s_experiments():
+    """Their defaults make every row that the paper's tables have: network, snapshot, solver, schedule, NFE, metric."""
+    named = {one.name: one for one in published()}
+    for name, tables in (
+        ("cifar10_edm", [3]),
+        ("ffhq", [1]),
+        ("imagenet64", [4]),
+        ("imagenet512", [2, 5, 6]),
+    ):
+        experiment = pretrained.Experiment.of_notebook(ROOT / "notebooks" / f"{name}.ipynb")
+        snapshots = [named[one] for one in experiment.snapshots]
+        labels = {metrics.EXTRACTORS[one].label for one in experiment.extractors}
+        for table in tables:
+            for row in paper_table(table):
+                assert row["dataset"] == experiment.dataset
+                assert any(
+                    one.network == row["network"] and row["snapshot_tuned_for"] in ("", one.tuned_for)
+                    for one in snapshots
+                )
+                assert row["solver"] in experiment.solvers and row["schedule"] in experiment.schedules
+                assert int(row["nfe"]) in experiment.nfe and row["metric"] in labels
+        reference = named[experiment.reference]
+        assert reference.dataset == experiment.dataset and not reference.network
+        assert (experiment.images, experiment.runs) == (50_000, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"solvers": ["Heun"]}, "solvers holds 'Heun'; it may hold 'deterministic DDIM'"),
+        ({"schedules": ["entropic"]}, "schedules holds 'entropic'"),
+        ({"extractors": ["dinov2"]}, "extractors holds 'dinov2'"),
+        ({"images": 1}, "images = 1"),
+        ({"nfe": [0]}, "nfe = 0"),
+        ({"runs": 0}, "runs = 0"),
+    ],
+)
+def test_bad_experiments_are_named(world, change, words):
+    with pytest.raises(ValueError, match=words):
+        _experiment(world, **change)
+
+
+def test_bad_names_are_named(world, tmp_path):
+    with pytest.raises(ValueError, match=r"name = 'EDM2-Q' is not published"):
+        _ = _experiment(world, networks=["EDM2-Q"]).snapshots
+    assert _experiment(world, dataset="ImageNet-512", networks=["EDM2-XS"]).snapshots == [
+        "edm2-img512-xs-2147483-0.135",
+        "edm2-img512-xs-2147483-0.200",
+    ]
+    with pytest.raises(ValueError, match="has no parameter 'imges'"):
+        pretrained.Experiment.of_notebook(ROOT / "notebooks" / "ffhq.ipynb", [("imges", "3")])
+    with pytest.raises(FileNotFoundError, match=r"run studies\.published"):
+        pretrained.rows(_experiment(world, store="empty"))

@@ -1,0 +1,253 @@
+"""save_figure, save_table, record_claims: what they leave, the same each time, and what they refuse."""
+
+import csv
+import hashlib
+import json
+import math
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+
+from studies import report as figures
+from studies.report import (
+    read_claims,
+    read_csv,
+    read_recorded,
+    read_result,
+    record_claims,
+    save_figure,
+    save_table,
+    shade,
+    style,
+)
+
+X = torch.linspace(0, 1, 5, dtype=torch.float64)
+CLAIM = dict(
+    id="thm-1",
+    claim="It rises.",
+    paper="Theorem 1",
+    tested="here",
+    measured=1.0,
+    spread="exact",
+    verdict="holds",
+    condition="",
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ENTROPIC_RUN", raising=False)
+    monkeypatch.setattr(figures, "_SHOWN", {})
+    return tmp_path / "results" / "scratch"
+
+
+def draw():
+    fig, ax = plt.subplots()
+    ax.plot(X, X**2, label=r"$\sigma$")
+    ax.legend()
+    return fig
+
+
+def save(id="rise", **changes):
+    data = {"x": X, "y": X**2}
+    save_figure(draw, id, **{"data": data, "caption": "A rise in $\\sigma$.", "alt": "Rising.", **changes})
+
+
+def test_a_figure_leaves_its_files_data_and_sidecar(folder):
+    save(seed=3)
+    sidecar, columns = read_result("scratch", "rise")
+    names = {"rise.csv", "rise.svg", "rise-dark.svg", "rise.png", "rise.pdf", "rise.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert columns == {"x": X.tolist(), "y": (X**2).tolist()}
+    assert sidecar["sha256"] == hashlib.sha256((folder / "rise.csv").read_bytes()).hexdigest()
+    assert sidecar["seed"] == 3 and sidecar["alt"] == "Rising." and sidecar["versions"]["torch"]
+    assert set(sidecar) >= {"commit", "dirty", "parameters", "device", "duration", "notebook", "caption"}
+    assert plt.get_fignums() == []
+
+
+def test_the_same_input_gives_the_same_bytes(folder):
+    kept = []
+    for _ in range(2):
+        save()
+        kept.append({path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"})
+    assert kept[0] == kept[1]
+
+
+def test_figures_do_not_depend_on_the_users_settings(folder):
+    save()
+    before = (folder / "rise.svg").read_bytes()
+    with plt.rc_context({"font.size": 30, "axes.facecolor": "red"}):
+        save()
+    assert (folder / "rise.svg").read_bytes() == before
+
+
+def test_svg_asks_for_nothing_and_has_no_ground(folder):
+    save()
+    for name in ("rise.svg", "rise-dark.svg"):
+        text = (folder / name).read_text()
+        assert "<text" not in text and "<dc:date" not in text
+        assert not re.findall(r"(?:href|src)=\"http|url\(http", text)
+        assert "fill: #ffffff" not in text
+
+
+def luminance(colour):
+    """Relative luminance as in WCAG 2.1."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(("mode", "ground"), [("light", "#ffffff"), ("dark", "#121212")])
+def test_colours_stand_out_from_the_page(mode, ground):
+    """WCAG 2.1 asks a contrast of 4.5 of text and of 3 of graphics (success criteria 1.4.3 and 1.4.11)."""
+    with style(mode):
+        lines = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+        ink = plt.rcParams["text.color"]
+
+    def contrast(colour):
+        a, b = sorted((luminance(colour), luminance(ground)))
+        return (b + 0.05) / (a + 0.05)
+
+    assert contrast(ink) > 4.5
+    assert [colour for colour in lines if contrast(colour) < 3] == []
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_a_shade_starts_from_the_page(mode):
+    with style(mode):
+        low, high = shade("C1")([0.0, 1.0])
+        assert low[3] == 0 and tuple(high[:3]) == pytest.approx(to_rgb("C1"), abs=1e-9) and high[3] == 1
+
+
+def test_series_of_unequal_length_become_one_long_table(folder):
+    save(data={"edm": {"n": [1, 2], "kl": [0.5, 0.25]}, "ours": {"n": [1], "w": [7.0]}})
+    rows = list(csv.reader(open(folder / "rise.csv")))
+    assert rows == [
+        ["series", "n", "kl", "w"],
+        ["edm", "1", "0.5", ""],
+        ["edm", "2", "0.25", ""],
+        ["ours", "1", "", "7"],
+    ]
+    assert math.isnan(read_csv(folder / "rise.csv")["w"][0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"id": "Not an id"}, "id"),
+        ({"id": "claims"}, "claims"),
+        ({"caption": " "}, "caption"),
+        ({"alt": ""}, "alt"),
+        ({"data": {}}, "data"),
+        ({"data": {"x": [1, 2], "y": [1]}}, "lengths"),
+        ({"data": {"x": np.zeros((2, 2))}}, "dimension"),
+    ],
+)
+def test_a_bad_figure_is_refused_and_leaves_nothing(folder, changes, named):
+    with pytest.raises(ValueError, match=named):
+        save(**changes)
+    assert not folder.exists() or list(folder.iterdir()) == []
+
+
+def test_what_draws_must_be_a_function_that_returns_a_figure():
+    for bad in (draw(), lambda: None):
+        with pytest.raises(ValueError, match="draw"):
+            save_figure(bad, "rise", data={"x": X}, caption="c", alt="a")
+    plt.close("all")
+
+
+def test_a_table_keeps_all_columns_and_shows_the_chosen(folder, capsys):
+    shown = []
+    rows = [{"name": "a<b", "kl": 0.123456, "n": 3}, {"name": "$\\sigma$", "kl": 2.0, "n": 4}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "_show", shown.append)
+        save_table(rows, "summary", "A table.", columns={"name": "Name", "kl": "KL"})
+    assert read_csv(folder / "summary.csv") == {
+        "name": ["a<b", "$\\sigma$"],
+        "kl": [0.123456, 2.0],
+        "n": [3, 4],
+    }
+    html = shown[0]
+    assert "a&lt;b" in html and "\\(\\sigma\\)" in html and "0.1235" in html and 'class="frame"' in html
+    assert "<th" in html and ">n<" not in html
+
+
+@pytest.mark.parametrize("rows", [[], [{"a": 1}, {"b": 1}]])
+def test_a_bad_table_is_refused(rows):
+    with pytest.raises(ValueError, match="rows"):
+        save_table(rows, "summary", "A table.")
+
+
+def test_the_shown_html_has_both_variants_alt_text_and_links(folder):
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "_show", shown.append)
+        patch.setenv("ENTROPIC_RUN", json.dumps({"notebook": "scratch", "out": str(folder)}))
+        save(alt='Rising "fast".')
+    html = shown[0]
+    assert html.count('alt="Rising &quot;fast&quot;."') == 2
+    for word in (
+        "only-light",
+        "only-dark",
+        "rise.csv",
+        "rise.pdf",
+        "rise.json",
+        "../results/scratch/",
+        ".ipynb",
+    ):
+        assert word in html
+
+
+def test_claims_are_read_back_with_their_notebook(monkeypatch, folder):
+    record_claims([{**CLAIM, "measured": torch.tensor(0.5)}])
+    assert read_claims() == [{"notebook": "scratch", **CLAIM, "measured": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"verdict": "maybe"}, "verdict"),
+        ({"verdict": "holds under a condition"}, "condition"),
+        ({"condition": "on Sundays"}, "condition"),
+        ({"measured": math.nan}, "measured"),
+        ({"spread": math.inf}, "spread"),
+        ({"id": "A b"}, "id"),
+        ({"extra": 1}, "fields"),
+    ],
+)
+def test_a_bad_claim_is_refused(change, named):
+    with pytest.raises(ValueError, match=named):
+        record_claims([{**CLAIM, **change}])
+
+
+def test_a_claim_is_recorded_once():
+    with pytest.raises(ValueError, match="twice"):
+        record_claims([CLAIM, CLAIM])
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_recorded_result_is_read_from_where_the_run_says(tmp_path, monkeypatch, folder, told):
+    """By default from book/results below the working folder; None, not an error, where nothing is kept."""
+    where = tmp_path / ("elsewhere" if told else "book/results")
+    if told:
+        monkeypatch.setenv("ENTROPIC_RUN", json.dumps({"notebook": "scratch", "recorded": str(where)}))
+    assert read_recorded("scratch", "rise") is None
+    save(device="a GPU")
+    assert read_recorded("scratch", "rise") is None  # a result of this run is not a recorded one
+    where.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.rename(where)
+    sidecar, columns = read_recorded("scratch", "rise")
+    assert sidecar["device"] == "a GPU" and columns == {"x": X.tolist(), "y": (X**2).tolist()}
+    assert read_recorded("scratch", "fall") is None
+
+
+def test_a_missing_result_and_a_bad_style_are_refused():
+    with pytest.raises(ValueError, match="nothing"):
+        read_result("scratch", "nothing")
+    with pytest.raises(ValueError, match="mode"), style("sepia"):
+        pass
