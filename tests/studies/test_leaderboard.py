@@ -150,6 +150,7 @@ def test_the_plan_of_the_book_is_one_that_runs(capsys):
         needed = ("EDM", "rescaled", "curve, 0.75", "curve, W2") if some else leaderboard.RIVALS
         assert set(needed) <= set(schedules) <= set(leaderboard.SCHEDULES)
         assert min(nfe) >= 4 and max(nfe) <= 64 and runs in (None, 1, 2, 3)
+    with pytest.raises(SystemExit):
         main(["no-such-work"])
     assert "no-such-work' is none of gaussians" in capsys.readouterr().err
 
