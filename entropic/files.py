@@ -1,5 +1,6 @@
-"""Files from the net: each fetched once into the cache, a broken download resumed, and none used unverified."""
+"""Everything that touches a disk or the net: the cache folder, whole writes, locks, checksums, downloads."""
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -8,9 +9,12 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+import uuid
 from pathlib import Path
 
-__all__ = ["cache", "download", "fetch", "file_sha256"]
+from filelock import FileLock, Timeout
+
+__all__ = ["cache", "download", "fetch", "file_sha256", "only_writer", "replaced", "write_atomically"]
 
 _TIMEOUT = 10.0  # seconds for a server to answer, and between two pieces of its answer
 
@@ -18,6 +22,46 @@ _TIMEOUT = 10.0  # seconds for a server to answer, and between two pieces of its
 def cache():
     """The folder of whatever is kept between runs: $ENTROPIC_CACHE, or ~/.cache/entropic."""
     return Path(os.environ.get("ENTROPIC_CACHE") or Path.home() / ".cache" / "entropic")
+
+
+@contextlib.contextmanager
+def replaced(path):
+    """A temporary path beside `path`, for the block to write; moved to `path` when the block ends without error.
+
+    The temporary name is unique, so that two processes never share one, and it is removed when the block fails.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path, content):
+    """Write bytes to `path`, as a whole or not at all; see `replaced`."""
+    with replaced(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def only_writer(folder, what):
+    """Hold the lock of a folder for the block; ValueError, which says `what` writes there, if another has it."""
+    folder = Path(folder)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"{folder} is being written by another {what}; wait for it, or name another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def fetch(url, path, *, sha256=None, size=None, note=""):

@@ -13,7 +13,7 @@ import torch
 
 from entropic import _check
 from entropic.curve import ErrorCurve
-from entropic.images.networks.weights import write_atomically
+from entropic.files import write_atomically
 
 __all__ = [
     "SavedCurve",

@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from entropic.files import write_atomically
 from entropic.images import data
 from entropic.images.networks.small import SmallUNet, save_network, training_log
-from entropic.images.networks.weights import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import safetensors.torch
 import torch
+
+from entropic.files import write_atomically
 
 
 def save_weights(path, tensors, info):
@@ -55,17 +56,6 @@ def fingerprint(network):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def write_atomically(path, content):
-    """Write bytes under a temporary name in the same folder, flush them to the disk, then move them to `path`."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _safetensors(path):

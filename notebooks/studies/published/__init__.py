@@ -21,13 +21,12 @@ import torch
 
 from entropic import _check
 from entropic.estimate import amplitudes, curve_from_logvar, estimate, fourier_basis
-from entropic.files import cache
+from entropic.files import cache, write_atomically
 from entropic.images import metrics
 from entropic.images.data import load_images, paper_table, to_pixels, to_uint8
 from entropic.images.generate import generate, load_generated, load_manifest, local_device, missing_shards
 from entropic.images.networks.published import fetch_published, find, published
 from entropic.images.networks.snapshot import load_snapshot
-from entropic.images.networks.weights import write_atomically
 from entropic.saved import load_curve, save_curve
 from entropic.schedules import edm_sigmas, rescaled_sigmas, spectral_sigmas
 from entropic.solvers import sample_ddim, sample_ddim_stochastic, sample_heun
