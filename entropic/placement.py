@@ -26,7 +26,7 @@ import torch
 
 from entropic import _check
 from entropic.curve import ErrorCurve
-from entropic.schedules import _ending_in_zero, arctan_sigmas, edm_sigmas, log_sigmas, time_sigmas
+from entropic.schedules import arctan_sigmas, edm_sigmas, ending_in_zero, log_sigmas, time_sigmas
 from entropic.times import Time, cumulative, spline_increments
 
 __all__ = [
@@ -146,7 +146,7 @@ def _search(deviation, variances, weights, n, solver, low, high, free_end, least
         yield arctan_sigmas(n, low, high, c=middle.clamp(low, high))
 
     if n == 2:
-        found = [(torch.inf, _ending_in_zero(torch.tensor([high, low], dtype=torch.float64)))]
+        found = [(torch.inf, ending_in_zero(torch.tensor([high, low], dtype=torch.float64)))]
         found[0] = deviation(found[0][1]).item(), found[0][1]
     else:
         found = [_descend(deviation, start, least=least) for start in starts(low)]
