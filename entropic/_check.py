@@ -4,6 +4,8 @@ import numbers
 
 import torch
 
+SLACK = 2.0**-22  # relative: a range's end may have been rounded to float32, which is off by 2^-24
+
 
 def as_float64(name, value):
     """Return `value` as a float64 tensor; ValueError where it cannot be one or is not finite."""

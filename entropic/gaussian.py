@@ -210,7 +210,8 @@ def implied_spectrum(curve, size=96):
     sum_k m_k c_k^2 sigma^2 / (c_k^2 + sigma^2) = eps2, weighted by 1 / sigma^2 + D / V. One direction alone makes no
     larger error than all: c^2 <= 1 / (1 / eps2 - 1 / sigma^2), at the last level. Only a few masses are above 0,
     however many variances the data have: the kernel is smooth, so these few have the same error and nearly the same
-    best grids. `curve.directions` is not used: the noise of each bin would be fitted, too. ValueError: a curve of zeros.
+    best grids. `curve.directions` is not used: the noise of each bin would be fitted, too.
+    ValueError: a curve of zeros.
     """
     _error_curve(curve)
     square, total = curve.sigma.square(), curve.eps2.max()

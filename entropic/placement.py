@@ -27,7 +27,7 @@ import torch
 from scipy.optimize import minimize
 
 from entropic import _check
-from entropic.gaussian import KL, W2, Weighted, goal_of, implied_spectrum, misfit, spectrum
+from entropic.gaussian import Weighted, goal_of, implied_spectrum, misfit, spectrum
 from entropic.schedules import arctan_sigmas, edm_sigmas, ending_in_zero, log_sigmas, time_sigmas
 from entropic.solvers import find_solver
 from entropic.times import Time, cumulative, spline_increments
@@ -153,7 +153,13 @@ def plan(
     if method == "density":
         time = _curve_density(curve, parts, counts, data if implied else None, solver, goal, low, high)
         return Plan(
-            time_sigmas(n, time, low, high), method, goal, solver.name, found, None, why if asked == "auto" else _GIVEN
+            time_sigmas(n, time, low, high),
+            method,
+            goal,
+            solver.name,
+            found,
+            None,
+            why if asked == "auto" else _GIVEN,
         )
     _covered(curve, low, high)
     if method == "robust":
@@ -176,14 +182,20 @@ def _method(method, n, solver, found, policy):
     limit, pair = policy.misfit * solver.order, (solver.name, n)
     fits = found <= limit
     if not fits and pair not in policy.always_robust:
-        return "density", f"The misfit {found:.3g} is above {limit:g}: no Gaussian spectrum has this error curve."
+        return (
+            "density",
+            f"The misfit {found:.3g} is above {limit:g}: no Gaussian spectrum has this error curve.",
+        )
     told = (
         f"The misfit {found:.3g} is at most {limit:g}: a Gaussian spectrum has this error curve."
         if fits
         else f"{solver.name} with {n} levels cannot afford the density's last level, at sigma_min."
     )
     if solver.order == 1 or n < policy.hedged:
-        return "recursion", f"{told} A solver of first order, or fewer than {policy.hedged} levels, needs no hedge."
+        return (
+            "recursion",
+            f"{told} A solver of first order, or fewer than {policy.hedged} levels, needs no hedge.",
+        )
     return "robust", f"{told} A solver of higher order needs scales that are right, so they are spread."
 
 
@@ -396,6 +408,9 @@ class _Deviation:
         return value + weights @ own**2
 
 
+_ROUGH = {"maxiter": 40, "ftol": 1e-9, "gtol": 1e-7}
+_FINE = {"maxiter": 300, "ftol": 1e-15, "gtol": 1e-9}
+_FINALISTS = 2
 _LEAST_GAP = 1e-3  # of the mean step in log sigma: two levels closer than that are one level
 
 
@@ -417,12 +432,19 @@ def _search(data, deviation, n, solver, goal, low, high, free_end, least=0.0):
         only = ending_in_zero(torch.tensor([high, low], dtype=torch.float64))
         found = [(deviation(only[:-1].log().numpy())[0], only)]
     else:
-        found = [_descend(deviation, start, least=least) for start in starts(low)]
+        found = [_descend(deviation, start, None, least, _ROUGH) for start in starts(low)]
     if free_end:
         for c in (variances.sqrt().min(), middle):  # the last level belongs somewhat below the data's scales
             above = (c / 4).clamp(low * 1.5, high / 4).item()
             if above > low:
-                found += [_descend(deviation, start, low, least) for start in starts(above)]
+                found += [_descend(deviation, start, low, least, _ROUGH) for start in starts(above)]
+    # The descents that came lowest go on; the others have ended in worse places.
+    found = sorted(found, key=lambda pair: pair[0])[:_FINALISTS]
+    if n > 2:
+        ends = [None if not free_end else low for _ in found]
+        found = [
+            _descend(deviation, grid, end, least, _FINE) for (_, grid), end in zip(found, ends, strict=True)
+        ] + found
     return min(found, key=lambda pair: pair[0])[1]
 
 
@@ -439,7 +461,7 @@ def _robust(data, n, solver, goal, low, high, free_end, spread, policy):
     return _search(wide, deviation, n, solver, goal, low, high, free_end, least)
 
 
-def _descend(deviation, sigmas, low=None, least=0.0):
+def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
     """The smallest deviation that L-BFGS meets from a grid, and its grid; its last level free above `low` if given.
 
     A step in log sigma is at least `least` times the mean, that from a free last level to `low` among them, but for the
@@ -470,8 +492,7 @@ def _descend(deviation, sigmas, low=None, least=0.0):
         return value / scale, weight * (to_gaps - weight @ to_gaps) / scale
 
     if scale > 0:
-        options = {"maxiter": 300, "maxcor": 20, "ftol": 1e-15, "gtol": 1e-9, "maxfun": 1000}
-        minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
+        minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxcor": 20, **effort})
     return best
 
 
