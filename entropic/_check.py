@@ -2,18 +2,37 @@
 
 import numbers
 
+import numpy as np
 import torch
 
 SLACK = 2.0**-22  # relative: a range's end may have been rounded to float32, which is off by 2^-24
 
 
 def as_float64(name, value):
-    """Return `value` as a float64 tensor; ValueError where it cannot be one or is not finite."""
+    """Return `value` as a float64 tensor; ValueError where it cannot be one, is complex or is not finite."""
+    if _complex(value):
+        raise ValueError(f"{name} is complex; pass real numbers, say its .real")
     try:
         tensor = torch.as_tensor(value, dtype=torch.float64)
+    except OverflowError as error:
+        raise ValueError(f"{name} = {_short(value)} is too large; the largest number is 1.8e308") from error
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} = {value!r} is not numeric; pass numbers, an array or a tensor") from error
+        raise ValueError(
+            f"{name} = {_short(value)} is not numeric; pass numbers, an array or a tensor"
+        ) from error
     return check_finite(name, tensor)
+
+
+def _complex(value):
+    """Whether there is a complex number in `value`, of which a cast would drop the imaginary part."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_complex, value))
+    return value.is_complex() if torch.is_tensor(value) else np.iscomplexobj(value)
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ... ({len(text)} characters)"
 
 
 def check_finite(name, tensor):
@@ -27,7 +46,10 @@ def check_finite(name, tensor):
 
 def positive(name, value):
     """Return `value` as a float; ValueError unless it is finite and above 0."""
-    number = float(as_float64(name, value))
+    number = as_float64(name, value)
+    if isinstance(value, bool) or number.numel() != 1:
+        raise ValueError(f"{name} = {_short(value)}; pass one number above 0")
+    number = number.item()
     if not number > 0:
         raise ValueError(f"{name} = {number}; it must be above 0")
     return number
