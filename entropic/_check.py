@@ -76,3 +76,18 @@ def mean_square(name, value):
     if not (value >= 0).all():
         raise ValueError(f"{name} = {value.min().item()}; it is a mean of squares, at least 0")
     return value
+
+
+def denoised(answer, x, sigma):
+    """Return a copy of what a denoiser answered for x, in x's dtype; ValueError unless it is real and shaped like x."""
+    if not isinstance(answer, torch.Tensor):
+        raise ValueError(
+            f"denoiser returned a {type(answer).__name__} at sigma = {sigma}; it must return a tensor"
+        )
+    if answer.shape != x.shape:
+        raise ValueError(
+            f"denoiser returned shape {tuple(answer.shape)} for x of shape {tuple(x.shape)}; they must agree"
+        )
+    if not answer.is_floating_point():
+        raise ValueError(f"denoiser returned {answer.dtype} at sigma = {sigma}; it must return real numbers")
+    return answer.to(dtype=x.dtype, device=x.device, copy=True)
