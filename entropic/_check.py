@@ -91,3 +91,13 @@ def denoised(answer, x, sigma):
     if not answer.is_floating_point():
         raise ValueError(f"denoiser returned {answer.dtype} at sigma = {sigma}; it must return real numbers")
     return answer.to(dtype=x.dtype, device=x.device, copy=True)
+
+
+def multiplicity(value, count):
+    """Return `value` (count,) as float64, ones where it is None; ValueError unless each is above 0."""
+    if value is None:
+        return torch.ones(count, dtype=torch.float64)
+    value = as_float64("multiplicity", value)
+    if value.shape != (count,) or not (value > 0).all():
+        raise ValueError(f"multiplicity = {value}; pass one above 0 for each of the {count} directions")
+    return value
