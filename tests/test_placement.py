@@ -9,9 +9,9 @@ import sympy
 import torch
 
 from entropic import exact
-from entropic import placement as solver_aware
 from entropic import solvers as samplers
 from entropic.curve import ErrorCurve
+from entropic.gaussian import gaussian_kl, gaussian_law, gaussian_w2
 from entropic.mixtures import GaussianMixture
 from entropic.placement import (
     gaussian_deviation,
@@ -141,8 +141,8 @@ def test_deviation_is_that_of_the_exact_law(solver, sigmas):
     generator = torch.Generator().manual_seed(1)
     variances = 10 ** (4 * torch.rand(30, generator=generator, dtype=torch.float64) - 3)
     variances[:10] = variances[10]
-    law = exact.gaussian_law(variances, sigmas, solver)
-    kl, w2 = exact.gaussian_kl(law, variances).item(), exact.gaussian_w2(variances, law).item()
+    law = gaussian_law(variances, sigmas, solver)
+    kl, w2 = gaussian_kl(law, variances).item(), gaussian_w2(variances, law).item()
     relative = (law / variances).sqrt() - 1
     assert gaussian_deviation(variances, sigmas, solver).item() == pytest.approx(kl, rel=1e-12, abs=1e-12)
     assert gaussian_deviation(variances, sigmas, solver, "w2").item() == pytest.approx(
@@ -172,7 +172,7 @@ def test_deviation_is_differentiable(solver):
 def test_alpha_meets_both_metrics():
     # (r - 1 - log r) / 2 with r = (1 + e)^2 is e^2 - e^3 / 3 + ...: apart by less than |e|^3 per direction
     v, sigmas = power_law(1.0), edm_sigmas(64)
-    law = exact.gaussian_law(v, sigmas)
+    law = gaussian_law(v, sigmas)
     cubes = ((law / v).sqrt() - 1).abs().pow(3).sum().item()
     kl, zero = gaussian_deviation(v, sigmas).item(), gaussian_deviation(v, sigmas, alpha=0).item()
     assert 0 < abs(kl - zero) < cubes < 0.2 * kl

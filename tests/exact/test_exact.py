@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from entropic import exact
+from entropic.gaussian import gaussian_kl, gaussian_law, gaussian_w2
 from entropic import solvers as samplers
 from entropic.mixtures import GaussianMixture
 from entropic.schedules import arctan_sigmas, edm_sigmas, log_sigmas
@@ -55,8 +56,8 @@ TABLE = {
 def test_the_table_of_the_isotropic_gaussian(solver, grid):
     schedule = edm_sigmas if grid == "edm" else arctan_sigmas
     for n, printed in zip((8, 16, 32), TABLE[solver, grid], strict=True):
-        generated = exact.gaussian_law([1.0], schedule(n), solver)
-        found = float(exact.gaussian_kl(generated, [1.0]))
+        generated = gaussian_law([1.0], schedule(n), solver)
+        found = float(gaussian_kl(generated, [1.0]))
         # half a unit of the last printed digit, and what rounding leaves of it
         unit = 10.0 ** -len(printed.split(".")[1])
         assert abs(found - float(printed)) <= 0.5001 * unit, (n, found, printed)
@@ -71,7 +72,7 @@ def test_theorem_c1_no_grid_beats_arctan(n, c):
     low, high = 0.002, 80.0
     ends = torch.tensor([high, low], dtype=torch.float64).log()
     generator = torch.Generator().manual_seed(n)
-    best = exact.gaussian_kl([c**2], exact.gaussian_law([c**2], arctan_sigmas(n, low, high, c), "ddim"))
+    best = gaussian_kl([c**2], gaussian_law([c**2], arctan_sigmas(n, low, high, c), "ddim"))
     found = []
     for _ in range(4):
         free = (0.5 * torch.randn(n - 1, generator=generator, dtype=torch.float64)).requires_grad_()
@@ -91,7 +92,7 @@ def test_theorem_c1_no_grid_beats_arctan(n, c):
 
         def closure(free=free, optimiser=optimiser, grid=grid):
             optimiser.zero_grad()
-            kl = exact.gaussian_kl([c**2], exact.gaussian_law([c**2], grid(), "ddim"))
+            kl = gaussian_kl([c**2], gaussian_law([c**2], grid(), "ddim"))
             kl.backward()
             return kl
 
@@ -104,10 +105,7 @@ def test_theorem_c1_no_grid_beats_arctan(n, c):
     angles = torch.atan(torch.stack([sigmas, arctan_sigmas(n, low, high, c)]) / c)
     assert (angles[0] - angles[1]).abs().max() < 1e-4
     # and the test can fail: a grid off the optimum is seen
-    assert (
-        float(exact.gaussian_kl([c**2], exact.gaussian_law([c**2], edm_sigmas(n), "ddim")))
-        > float(best) + 1e-3
-    )
+    assert float(gaussian_kl([c**2], gaussian_law([c**2], edm_sigmas(n), "ddim"))) > float(best) + 1e-3
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -117,7 +115,7 @@ def test_closed_form_follows_the_sampler(solver, start):
     # square times the first variance is the law. Stochastic: 10^6 paths, 4 standard errors of a variance
     variances = torch.tensor([4.0, 0.25, 0.01, 0.0], dtype=torch.float64)
     sigmas = edm_sigmas(6, 0.01, 20.0)
-    got = exact.gaussian_law(variances, sigmas, solver, start)
+    got = gaussian_law(variances, sigmas, solver, start)
     first = sigmas[0] ** 2 + (variances if start == "exact" else 0.0)
 
     def denoiser(x, sigma):
@@ -139,7 +137,7 @@ def test_closed_form_is_differentiable(solver):
 
     def kl(inner):
         grid = torch.cat([sigmas[:1], inner, sigmas[-2:]])
-        return exact.gaussian_kl([1.0, 0.1], exact.gaussian_law([1.0, 0.1], grid, solver))
+        return gaussian_kl([1.0, 0.1], gaussian_law([1.0, 0.1], grid, solver))
 
     assert torch.autograd.gradcheck(kl, sigmas[1:-2].clone().requires_grad_())
 
@@ -149,23 +147,23 @@ def test_closed_form_scales(solver):
     # variances and sigmas scaled together: the law scales, the KL does not
     spectrum, sigmas = torch.tensor([2.0, 0.3, 0.05], dtype=torch.float64), edm_sigmas(7)
     one, other = (
-        exact.gaussian_law(spectrum, sigmas, solver),
-        exact.gaussian_law(9 * spectrum, 3 * sigmas, solver),
+        gaussian_law(spectrum, sigmas, solver),
+        gaussian_law(9 * spectrum, 3 * sigmas, solver),
     )
     torch.testing.assert_close(9 * one, other, rtol=1e-12, atol=0)
     torch.testing.assert_close(
-        exact.gaussian_kl(spectrum, one), exact.gaussian_kl(9 * spectrum, other), rtol=1e-10, atol=0
+        gaussian_kl(spectrum, one), gaussian_kl(9 * spectrum, other), rtol=1e-10, atol=0
     )
 
 
 def test_distances_of_gaussians():
     # KL(N(0, 1) || N(0, e^2)) = 1 + (e^-2 - 1) / 2; distances add over directions and vanish on the diagonal
     e2 = math.exp(2)
-    assert float(exact.gaussian_kl([1.0], [e2])) == pytest.approx(1 + (1 / e2 - 1) / 2, rel=1e-14)
-    assert float(exact.gaussian_kl([1.0, 3.0], [e2, 3.0])) == pytest.approx(1 + (1 / e2 - 1) / 2, rel=1e-14)
-    assert float(exact.gaussian_w2([1.0, 4.0], [4.0, 1.0])) == pytest.approx(2.0, rel=1e-14)
+    assert float(gaussian_kl([1.0], [e2])) == pytest.approx(1 + (1 / e2 - 1) / 2, rel=1e-14)
+    assert float(gaussian_kl([1.0, 3.0], [e2, 3.0])) == pytest.approx(1 + (1 / e2 - 1) / 2, rel=1e-14)
+    assert float(gaussian_w2([1.0, 4.0], [4.0, 1.0])) == pytest.approx(2.0, rel=1e-14)
     # log1p keeps the KL of near equals: 1/4 d^2 to a relative d
-    assert float(exact.gaussian_kl([1.0], [1 + 1e-6])) == pytest.approx(0.25e-12, rel=1e-4)
+    assert float(gaussian_kl([1.0], [1 + 1e-6])) == pytest.approx(0.25e-12, rel=1e-4)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -178,13 +176,13 @@ def test_one_gaussian_in_one_dimension_is_the_closed_form(solver, start, n):
     mixture = GaussianMixture.isotropic([0.4], c)
     centred = GaussianMixture.isotropic([0.0], c)
     sigmas = edm_sigmas(n) if n > 1 else torch.tensor([80.0, 0.0], dtype=torch.float64)
-    want = exact.gaussian_law([c**2], sigmas, solver, start)
+    want = gaussian_law([c**2], sigmas, solver, start)
     law = law_of(centred, sigmas, solver, start)
     mass, mean, variance = law.moments()
     assert abs(mass - 1) < 1e-10
     assert abs(mean) < 1e-9
     assert variance == pytest.approx(float(want), rel=1e-9)
-    assert law.kl(centred) == pytest.approx(float(exact.gaussian_kl([c**2], want)), rel=1e-9)
+    assert law.kl(centred) == pytest.approx(float(gaussian_kl([c**2], want)), rel=1e-9)
     y = torch.linspace(-3, 3, 13, dtype=torch.float64) * want.sqrt()
     density = -0.5 * y**2 / want - 0.5 * torch.log(2 * math.pi * want)
     torch.testing.assert_close(law.log_density(y), density, rtol=0, atol=1e-8)
@@ -208,7 +206,7 @@ def test_order_on_a_gaussian(solver):
     # The variance of the law: error C n^-p (1 + O(1/n)) on log grids. The step to 0 adds (sigma_min / c)^2 = 1e-12.
     ns = [128, 256, 512, 1024]
     grids = [log_sigmas(n, 1e-6, 20.0) for n in ns]
-    errors = [abs(float(exact.gaussian_law([1.0], grid, solver)) - 1) for grid in grids]
+    errors = [abs(float(gaussian_law([1.0], grid, solver)) - 1) for grid in grids]
     assert abs(slopes(ns, errors)[-1] - ORDER[solver]) < 0.05, (errors, slopes(ns, errors))
 
 
@@ -376,8 +374,8 @@ def test_kl_to_other_data():
     # the law of N(0, 1) generated well, against N(0.5, 1): 0.125 nats, up to the law's own small error
     mixture = GaussianMixture.isotropic([0.0], 1.0)
     law = exact.stochastic_law(mixture, arctan_sigmas(16, 0.002, 80.0), "exact")
-    variance = exact.gaussian_law([1.0], arctan_sigmas(16, 0.002, 80.0), "ddim_stochastic")
-    want = float(exact.gaussian_kl([1.0], variance)) + 0.125 / float(variance)
+    variance = gaussian_law([1.0], arctan_sigmas(16, 0.002, 80.0), "ddim_stochastic")
+    want = float(gaussian_kl([1.0], variance)) + 0.125 / float(variance)
     assert law.kl(GaussianMixture.isotropic([0.5], 1.0)) == pytest.approx(want, rel=1e-9)
 
 
@@ -429,15 +427,15 @@ def test_any_law_is_a_law(means, std, grid, solver, start):
         (lambda: exact.stochastic_law(points(), edm_sigmas(3)).bin_probabilities([[0.0]], 0.1), "centres"),
         (lambda: exact.stochastic_law(points(), edm_sigmas(3)).cdf(math.nan), "y"),
         (lambda: exact.stochastic_law(points(), edm_sigmas(3)).log_density([math.nan]), "y"),
-        (lambda: exact.gaussian_law([-1.0], edm_sigmas(3)), "variances"),
-        (lambda: exact.gaussian_law([[1.0]], edm_sigmas(3)), "variances"),
-        (lambda: exact.gaussian_law([1.0], edm_sigmas(3), "rk4"), "solver = 'rk4'"),
-        (lambda: exact.gaussian_law([1.0], edm_sigmas(3), start="data"), "start = 'data'"),
-        (lambda: exact.gaussian_law([1.0], [3.0, math.nan, 0.0]), "sigmas"),
-        (lambda: exact.gaussian_kl([0.0], [1.0]), "variances"),
-        (lambda: exact.gaussian_kl([1.0], [math.nan]), "generated"),
-        (lambda: exact.gaussian_w2([1.0], [1.0, 2.0]), "variances"),
-        (lambda: exact.gaussian_w2([1.0], [-1.0]), "variances"),
+        (lambda: gaussian_law([-1.0], edm_sigmas(3)), "variances"),
+        (lambda: gaussian_law([[1.0]], edm_sigmas(3)), "variances"),
+        (lambda: gaussian_law([1.0], edm_sigmas(3), "rk4"), "solver = 'rk4'"),
+        (lambda: gaussian_law([1.0], edm_sigmas(3), start="data"), "start = 'data'"),
+        (lambda: gaussian_law([1.0], [3.0, math.nan, 0.0]), "sigmas"),
+        (lambda: gaussian_kl([0.0], [1.0]), "variances"),
+        (lambda: gaussian_kl([1.0], [math.nan]), "generated"),
+        (lambda: gaussian_w2([1.0], [1.0, 2.0]), "variances"),
+        (lambda: gaussian_w2([1.0], [-1.0]), "variances"),
     ],
 )
 def test_bad_input_is_named(call, word):

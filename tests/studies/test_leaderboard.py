@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import torch
 from entropic import ErrorCurve, gaussian_kl, gaussian_law, gaussian_w2
 from entropic.schedules import edm_sigmas
 from studies import leaderboard
-from studies.leaderboard import Cell, Store, cells, fill, ranks, standing
+from studies.leaderboard import KL_OF_DATA, KL_OF_GENERATED, Cell, Store, cells, fill, ranks, standing
 from studies.leaderboard.__main__ import main
+from studies.report import read_result
 
+RECORDED = Path(__file__).parents[2] / "book" / "results"
 FEW = ("EDM", "log", "Beta", "rescaled", "curve, KL", "spectrum, KL", "spectrum, W2")
 
 
@@ -33,7 +36,7 @@ def test_values_are_those_of_the_exact_law(rows):
     one = torch.ones(1, dtype=torch.float64)
     for solver, key, n in (("stochastic DDIM", "ddim_stochastic", 8), ("Heun", "heun", 4)):
         made = gaussian_law(one, edm_sigmas(n), key)
-        for metric, wanted in (("KL", gaussian_kl(made, one)), ("W2", gaussian_w2(one, made))):
+        for metric, wanted in ((KL_OF_GENERATED, gaussian_kl(made, one)), ("W2", gaussian_w2(one, made))):
             (row,) = (
                 row
                 for row in rows
@@ -50,9 +53,9 @@ def test_heun_never_takes_more_calls_than_the_others():
 
 
 def test_the_spectrum_s_own_optimum_is_never_beaten(rows):
-    for metric in ("KL", "W2"):
+    for metric, name in ((KL_OF_GENERATED, "spectrum, KL"), ("W2", "spectrum, W2")):
         for cell in (cell for cell in cells(rows) if cell.metric == metric):
-            best = cell.values[cell.schedules.index(f"spectrum, {metric}"), 0]
+            best = cell.values[cell.schedules.index(name), 0]
             same_ends = [name not in ("Beta", "simple") for name in cell.schedules]
             # one direction can be made exact by 2M, and by Heun with a free end: what is left is the search's
             assert (cell.values[same_ends] >= best * (1 - 1e-6) - 1e-14).all(), (cell.solver, cell.nfe)
@@ -91,13 +94,18 @@ def test_store_goes_on_after_a_torn_line_and_is_shared(gaussians, tmp_path):
     whole = Store(tmp_path / "whole")
     fill(gaussians[:2], whole, **options)
     parts = [Store(tmp_path / "parts", f"{i}/2") for i in range(2)]
-    fill(gaussians[:2], parts[0], share="0/2", **options)
+    fill(gaussians[:2], parts[0], **options)
     with parts[0].file.open("a") as file:
         file.write('{"work": "Gaussian, iso')  # as a kill within a line leaves it
     before = len(parts[0].rows())
     assert 0 < before < len(whole.rows())
-    fill(gaussians[:2], parts[1], share="1/2", **options)
-    fill(gaussians[:2], parts[0], **options)  # nothing is left to do
+    fill(gaussians[:2], parts[1], **options)
+    fill(
+        gaussians[:2], parts[0], **options
+    )  # the cell of the torn line was the other share's: nothing is left to do
+    assert not list((tmp_path / "parts").glob("rows-0-of-1.jsonl"))
+    fill(gaussians[:2], Store(tmp_path / "parts"), **options)
+    assert not list((tmp_path / "parts").glob("rows-0-of-1.jsonl"))
 
     def told(store):
         return sorted(
@@ -108,12 +116,129 @@ def test_store_goes_on_after_a_torn_line_and_is_shared(gaussians, tmp_path):
     assert told(parts[0]) == told(whole)
     with parts[0].file.open("a") as file:
         file.write('{"torn": ')
-    parts[0].add([{"a": 1}])  # on a line of its own
-    assert {"a": 1} in parts[0].rows() and len(parts[0].rows()) == len(whole.rows()) + 1
+    row = parts[0].rows()[0] | {"nfe": 5}
+    with parts[0].writing() as add:
+        add([row])  # on a line of its own
+    assert row in parts[0].rows() and len(parts[0].rows()) == len(whole.rows()) + 1
+
+
+def _row(**other):
+    row = {"work": "w", "solver": "Heun", "nfe": 4, "schedule": "EDM", "run": 0, "group": "Gaussian, w"}
+    return row | {"metric": "W2", "value": 1.0, "commit": "abc", "calls": 0, "seconds": 0.1} | other
+
+
+def test_a_store_cut_at_any_byte_goes_on(tmp_path):
+    """A kill may leave any prefix of what was written, and the next run adds to it. Text may hold braces."""
+    rows = [_row(), _row(nfe=8, metric="", value=None, why="{no} levels \u00fc}"), _row(nfe=16)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    for cut in range(len(text) + 1):
+        store = Store(tmp_path / str(cut))
+        store.folder.mkdir()
+        store.file.write_bytes(text[:cut])
+        whole = rows[: text[:cut].count(b"\n")]
+        assert store.rows() == whole
+        if cut % 40 == 0:
+            with store.writing() as add:
+                add([_row(nfe=32)])
+            assert store.rows() == [*whole, _row(nfe=32)]
+    with store.file.open("ab") as file:  # as an earlier version went on after a torn line
+        file.write(b'{"work": "Gauss\n' + text)
+    assert store.rows() == [*rows, *rows]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\x00\x00\x00",
+        b"work: w",
+        b"[1, 2]",
+        b'{"a": 1}',
+        b"17",
+        b"null",
+        json.dumps(_row()).encode()[5:],  # its beginning is lost
+        json.dumps(_row()).encode().replace(b'"W2"', b"W2"),
+        json.dumps(_row()).encode().replace(b"Heun", b"\xff\xfe"),
+        json.dumps(_row(value="1.0")).encode(),
+        json.dumps(_row(nfe="4")).encode(),
+        json.dumps(_row(nfe=[4])).encode(),
+        json.dumps(_row(run=None)).encode(),
+        json.dumps(_row(seconds=None)).encode(),
+        json.dumps(_row(work=3)).encode(),
+        json.dumps({k: v for k, v in _row().items() if k != "value"}).encode(),
+        b'{"a": ' + b"[" * 100_000 + b"}",
+    ],
+)
+def test_any_other_damage_names_file_and_line(line, tmp_path):
+    store, good = Store(tmp_path), json.dumps(_row()).encode()
+    store.file.write_bytes(good + b"\n" + line + b"\n" + good + b"\n")
+    with pytest.raises(ValueError, match=r"rows-0-of-1.jsonl, line 2 is damaged"):
+        store.rows()
+
+
+def test_a_cell_with_some_of_its_distances_is_measured_again(gaussians, tmp_path):
+    store = Store(tmp_path)
+    options = {"nfe": [4], "solvers": ["Heun"], "schedules": ("EDM", "log"), "progress": False}
+    fill(gaussians[:1], store, **options)
+    rows = store.rows()
+    lines = store.file.read_bytes().splitlines(keepends=True)
+    store.file.write_bytes(b"".join(lines[:-1]) + lines[-1][:30])  # killed between two distances of a cell
+    fill(gaussians[:1], store, **options)
+    assert [row["metric"] for row in store.rows()].count("W2") == 2
+    assert [cell.values.tolist() for cell in cells(store.rows())] == [
+        cell.values.tolist() for cell in cells(rows)
+    ]
+
+
+def test_two_processes_of_one_share_are_refused(gaussians, tmp_path):
+    options = {"nfe": [4], "solvers": ["Heun"], "schedules": ("EDM", "log"), "progress": False}
+    with Store(tmp_path, "0/2").writing() as add:
+        add([_row()])
+        with pytest.raises(ValueError, match="another process with share 0/2"):
+            fill(gaussians[:1], Store(tmp_path, "0/2"), **options)
+        fill(gaussians[:1], Store(tmp_path, "1/2"), **options)  # another share is free
+    fill(gaussians[:1], Store(tmp_path, "0/2"), **options)
+    assert len(cells(Store(tmp_path).rows())) == 3
+
+
+@pytest.mark.parametrize("share", ["2/2", "1", "-1/2", "a/b", "0/0", "", "1/2/3", None])
+def test_a_share_that_is_none_is_refused(share, tmp_path, capsys):
+    with pytest.raises(ValueError, match="share = "):
+        Store(tmp_path, share)
+    if share is not None:
+        with pytest.raises(SystemExit):
+            main(["gaussians", "--store", str(tmp_path), f"--share={share}"])
+        assert "share = " in capsys.readouterr().err
+
+
+def test_every_kl_has_its_direction_in_its_name(rows, tmp_path):
+    assert {row["metric"] for row in rows} == {KL_OF_GENERATED, "W2"}
+    assert KL_OF_GENERATED == "KL(generated || data)" and KL_OF_DATA == "KL(data || generated)"
+    store = Store(tmp_path)  # rows and tables of earlier versions say only "KL"
+    with store.writing() as add:
+        add([_row(metric="KL"), _row(metric="KL", group="1-D mixtures, width 0.3")])
+    assert [row["metric"] for row in store.rows()] == [KL_OF_GENERATED, KL_OF_DATA]
+    recorded = leaderboard.from_table(read_result("leaderboard", "cells", RECORDED)[1])
+    assert {(cell.group[:3], cell.metric) for cell in recorded if "KL" in cell.metric} == {
+        ("Gau", KL_OF_GENERATED),
+        ("1-D", KL_OF_DATA),
+    }
+
+
+@pytest.mark.parametrize("noisier", [1.1, 3.0])
+def test_the_two_directions_are_what_their_names_say(gaussians, noisier):
+    """Sampling from a wider law than the data's, by one step: both directions in closed form."""
+    work, one = gaussians[0], torch.ones(1, dtype=torch.float64)
+    grid = torch.tensor([80.0, noisier, 0.0], dtype=torch.float64)
+    made = float(gaussian_law(one, grid, "ddim"))
+    found = work.measure("deterministic DDIM", grid, 0)[KL_OF_GENERATED]
+    assert found == pytest.approx((made - 1 - math.log(made)) / 2, rel=1e-9)  # KL(N(0, made) || N(0, 1))
+    (mixture,) = leaderboard.mixtures(widths=(0.999999,), data_sets=1)  # almost N(0, 1)
+    found = mixture.measure("deterministic DDIM", grid, 0)[KL_OF_DATA]
+    assert found == pytest.approx((1 / made - 1 + math.log(made)) / 2, rel=1e-3)  # KL(N(0, 1) || N(0, made))
 
 
 def _cell(values, names=("EDM", "log", "rescaled")):
-    return Cell("g", "KL", "Heun", 8, names, np.array(values, float), 0.0, ("abc",) * len(names))
+    return Cell("g", KL_OF_DATA, "Heun", 8, names, np.array(values, float), 0.0, ("abc",) * len(names))
 
 
 def test_standing():
@@ -186,9 +311,9 @@ def test_cells_survive_the_table_and_a_contest_has_one_of_ours(rows):
     for one, two in zip(found, again, strict=True):
         assert np.allclose(one.values, two.values, rtol=1e-5, atol=0, equal_nan=True)
     for cell in again:
-        once = leaderboard.contest(cell, None if cell.metric == "KL" else "spectrum, W2")
+        once = leaderboard.contest(cell, None if cell.metric == KL_OF_GENERATED else "spectrum, W2")
         assert [name for name in once.schedules if name not in leaderboard.RIVALS] == ["ours"]
-        if cell.metric == "KL":
+        if cell.metric == KL_OF_GENERATED:
             place = cell.schedules.index("curve, KL")
             assert np.array_equal(once.values[once.schedules.index("ours")], cell.values[place])
     gaps = found[0]._replace(values=np.full((len(found[0].schedules), 3), [1.0, 2.0, math.nan]))
@@ -209,7 +334,7 @@ def test_what_is_measured_anew_takes_the_place_of_what_was_kept():
     assert both.values.tolist() == [[1, 2], [5, 6], [7, 8]]
     (alone,) = leaderboard.merged([new], [])
     assert alone.schedules == new.schedules and np.array_equal(alone.values, new.values)
-    with pytest.raises(ValueError, match=r"g, KL, Heun, 8: \[2, 1\] works and runs"):
+    with pytest.raises(ValueError, match=r"g, KL\(data \|\| generated\), Heun, 8: \[2, 1\] works and runs"):
         leaderboard.merged([new._replace(values=new.values[:, :1])], [kept])
 
 
@@ -228,9 +353,7 @@ def test_ranks_and_their_critical_difference():
     found = [_cell([[1.0], [2.0], [3.0]]), _cell([[1.0], [3.0], [2.0]])]
     mean, critical, count = ranks(found)
     assert mean == {"EDM": 1.0, "log": 2.5, "rescaled": 2.5} and count == 2
-    # Demsar (2006), table 5: q_0.05 for k = 2, 3, 5, 10
-    for k, q in ((2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)):
-        assert leaderboard._studentised(k) == pytest.approx(q, abs=1e-3)
+    # Demsar (2006), table 5: q at 5 % for three schedules
     assert critical == pytest.approx(2.343 * math.sqrt(3 * 4 / 12), rel=1e-3)
     with pytest.raises(ValueError, match="no cell that has all schedules"):
         ranks([_cell([[1.0], [math.nan], [2.0]])])

@@ -18,21 +18,24 @@ def main(arguments=None):
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS)
     parser.add_argument("--schedules", nargs="+", choices=SCHEDULES)
     parser.add_argument("--runs", type=int, help="at most so many runs")
-    parser.add_argument("--share", default="0/1", help="i/k: the i-th of k processes")
+    parser.add_argument("--share", default="0/1", help="i/k: the i-th of k processes, from 0 on")
     given = parser.parse_args(arguments)
     unknown = [name for name in given.works if name not in WORKS]
     if unknown:
         parser.error(f"works: {unknown[0]!r} is none of {', '.join(WORKS)}")
+    try:
+        store = Store(given.store, given.share)
+    except ValueError as error:
+        parser.error(str(error))
     plan = [(name, given.nfe, given.solvers, given.runs, SCHEDULES) for name in given.works] or PLAN
     for name, nfe, solvers, runs, schedules in plan:
         fill(
             WORKS[name](),
-            Store(given.store, given.share),
+            store,
             nfe=nfe,
             solvers=solvers or tuple(SOLVERS),
             schedules=given.schedules or schedules,
             runs=runs,
-            share=given.share,
         )
 
 

@@ -1,0 +1,284 @@
+"""The works: problems that every schedule is put to, with the measure of what a schedule makes of them."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+
+from entropic import (
+    ErrorCurve,
+    GaussianMixture,
+    deterministic_law,
+    gaussian_kl,
+    gaussian_law,
+    gaussian_w2,
+    stochastic_law,
+)
+from entropic.bases import pca_basis
+from entropic.estimate import estimate
+from entropic.images import metrics
+from entropic.images.data import load_images, to_pixels, to_uint8
+from entropic.images.generate import generate, local_device
+from entropic.images.networks import load_network
+from studies.leaderboard.names import KL_OF_DATA, KL_OF_GENERATED, SOLVERS
+from studies.leaderboard.schedules import HIGH, LOW, RIVALS
+
+
+class Work(NamedTuple):
+    """One problem that every schedule is put to.
+
+    name, group: of this problem, and of the problems whose values are averaged with it. curve: its error curve, with
+    directions of `multiplicity` dimensions each. variances, counts: the data's own spectrum, (K,) each. denoiser(x,
+    sigma), data(count, generator) -> (count, ...): what searches ask for. measure(solver, sigmas, run) -> distances by
+    name, those of `distances`. runs: the number of seeds. floor: distances of real data, by name. schedules: names of
+    the schedules that are worth measuring here; () means all.
+    """
+
+    name: str
+    group: str
+    curve: ErrorCurve
+    multiplicity: torch.Tensor | None
+    variances: torch.Tensor
+    counts: torch.Tensor
+    denoiser: Callable
+    data: Callable
+    measure: Callable
+    distances: tuple
+    runs: int = 1
+    floor: Mapping = MappingProxyType({})
+    schedules: tuple = ()
+
+
+def _levels(count=96):
+    return torch.logspace(math.log10(LOW), math.log10(HIGH), count, dtype=torch.float64)
+
+
+def gaussians():
+    """Gaussian data, isotropic and with variances 1/k and 1/k^2: exact KL(generated || data) and squared W2."""
+    k = torch.arange(1, 301, dtype=torch.float64)
+    spectra = {"isotropic": torch.ones(1, dtype=torch.float64), "k^-1": 1 / k, "k^-2": k**-2}
+    sigma = _levels()
+
+    def work(name, variances):
+        def measure(solver, sigmas, run):
+            made = gaussian_law(variances, sigmas, SOLVERS[solver].name, start="exact")
+            return {
+                KL_OF_GENERATED: float(gaussian_kl(made, variances)),
+                "W2": float(gaussian_w2(variances, made)),
+            }
+
+        def draw(n, generator):
+            return variances.sqrt() * torch.randn(n, len(variances), generator=generator, dtype=torch.float64)
+
+        parts = variances * sigma[:, None].square() / (variances + sigma[:, None].square())
+        curve = ErrorCurve(sigma, parts.sum(1), dim=len(variances), directions=parts)
+        ones = torch.ones_like(variances)
+        return Work(
+            f"Gaussian, {name}",
+            f"Gaussian, {name}",
+            curve,
+            ones,
+            variances,
+            ones,
+            lambda x, sigma: x * (variances / (variances + sigma**2)),
+            draw,
+            measure,
+            (KL_OF_GENERATED, "W2"),
+        )
+
+    return [work(name, variances) for name, variances in spectra.items()]
+
+
+def _positions(components, generator):
+    """Standardised random positions (components, 1), no two closer than 0.02."""
+    while True:
+        x = torch.randn(components, 1, generator=generator, dtype=torch.float64)
+        x = (x - x.mean()) / x.std(correction=0)
+        if x[:, 0].sort().values.diff().min() > 0.02:
+            return x
+
+
+def mixtures(widths=(0.05, 0.3), data_sets=20, components=15):
+    """Random mixtures in one dimension with mean 0 and variance 1: exact KL(data || generated).
+
+    A relative width of 0 means points; their law is then seen through one bin around each point.
+    """
+    works, sigma = [], _levels(128)
+    for width in widths:
+        generator = torch.Generator().manual_seed(0)
+        for index in range(data_sets):
+            x = _positions(components, generator)
+            shrink = math.sqrt(1 - width**2)
+            mixture = GaussianMixture.isotropic(shrink * x, width) if width else GaussianMixture.points(x)
+            halfwidth = float(x[:, 0].sort().values.diff().min() / 2)
+
+            def measure(solver, sigmas, run, mixture=mixture, width=width, halfwidth=halfwidth):
+                how = SOLVERS[solver]
+                if how.stochastic:
+                    law = stochastic_law(mixture, sigmas)
+                else:
+                    law = deterministic_law(mixture, sigmas, how.name)
+                return {KL_OF_DATA: float(law.kl(mixture) if width else law.kl_bins(mixture, halfwidth))}
+
+            one = torch.ones(1, dtype=torch.float64)
+            works.append(
+                Work(
+                    f"1-D, width {width:g}, {index}",
+                    f"1-D mixtures, width {width:g}",
+                    ErrorCurve(sigma, mixture.eps2(sigma), dim=1),
+                    None,
+                    one,
+                    one,
+                    mixture.denoiser,
+                    lambda n, generator, mixture=mixture: mixture.sample(n, generator),
+                    measure,
+                    (KL_OF_DATA,),
+                    # In one dimension the goals KL, W2 and alpha give the same schedule.
+                    schedules=(*RIVALS, "curve, KL", "curve, KL, recursion", "spectrum, KL"),
+                )
+            )
+    return works
+
+
+def image_mixture(rank=None, samples=4000, curve_levels=48, curve_samples=256, reference=6000, source="full"):
+    """Ten Gaussians fitted to Fashion-MNIST, one for each class; their denoiser and moments are exact.
+
+    They have full covariances, or, with `rank`, that many directions each and one variance for all other directions,
+    as on the page "Real images". Distances: Frechet's in pixels and in features of EfficientNet-Lite0.
+    """
+    images = load_images("fashion-mnist", "train", source)
+    x, labels = to_pixels(images.images, torch.float64).flatten(1), images.labels
+    if rank is None:
+        name, classes = "image mixture", [x[labels == k] for k in range(10)]
+        means = torch.stack([part.mean(0) for part in classes])
+        mixture = GaussianMixture.full(means, torch.stack([torch.cov(part.T) for part in classes]))
+    else:
+        name = f"image mixture, rank {rank}"
+        mixture = GaussianMixture.fit_low_rank(x, labels, rank, shared_noise=True)
+    shape = tuple(images.images.shape[1:])
+    generator = torch.Generator().manual_seed(2**21)
+    known = mixture.sample(reference, generator)
+    covariance = mixture.covariance()
+    values, vectors = torch.linalg.eigh(covariance)
+    variances, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    sigma = _levels(curve_levels)
+    found = estimate(
+        mixture.denoiser,
+        known,
+        sigma,
+        samples=curve_samples,
+        common_noise=False,
+        bases={"own": lambda error: (error @ vectors).square()},
+    )
+    real = metrics.statistics(to_uint8(known.reshape(-1, *shape)), "efficientnet-lite0", allow_singular=True)
+
+    def distances(x):
+        features = metrics.extract(to_uint8(x.reshape(-1, *shape)), "efficientnet-lite0")
+        pixels = metrics.frechet_distance(*metrics.moments(x), mixture.mean(), covariance)
+        return {
+            "pixel W2": pixels,
+            "FD-EffNetLite0": metrics.frechet_distance(*metrics.moments(features), *real[:2]),
+        }
+
+    def measure(solver, sigmas, run):
+        generator = torch.Generator().manual_seed(run)
+        x = mixture.sample(samples, generator)
+        x = x + HIGH * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        return distances(SOLVERS[solver].sample(mixture.denoiser, x, sigmas, generator=generator))
+
+    return [
+        Work(
+            name,
+            name,
+            found.curve("own"),
+            torch.ones(len(variances), dtype=torch.float64),
+            variances[variances > 1e-12],
+            torch.ones(int((variances > 1e-12).sum()), dtype=torch.float64),
+            mixture.denoiser,
+            lambda n, generator: mixture.sample(n, generator),
+            measure,
+            ("pixel W2", "FD-EffNetLite0"),
+            runs=3,
+            floor=distances(mixture.sample(samples, torch.Generator().manual_seed(2**22))),
+        )
+    ]
+
+
+def network(
+    weights="fashion-mnist",
+    images=1000,
+    curve_levels=48,
+    curve_samples=256,
+    source="full",
+    spaces=("fashion-classifier", "efficientnet-lite0"),
+):
+    """The trained Fashion-MNIST network: Frechet distances in two feature spaces and in pixels."""
+    device = local_device()
+    model = load_network(weights, device)
+    train, test = (load_images("fashion-mnist", split, source) for split in ("train", "test"))
+    x = to_pixels(train.images).to(device)
+    basis = pca_basis(x[:10_000], 200)
+    found = estimate(
+        model,
+        x[:10_000],
+        _levels(curve_levels),
+        labels=train.labels[:10_000],
+        samples=curve_samples,
+        common_noise=False,
+        bases={"pca": basis},
+    )
+    reference = {name: metrics.statistics(train.images, name, device=device) for name in spaces}
+    pixels = metrics.moments(to_pixels(train.images, torch.float64).flatten(1))
+
+    def distances(made):
+        found = {
+            "pixel W2": metrics.frechet_distance(
+                *metrics.moments(to_pixels(made, torch.float64).flatten(1)), *pixels
+            )
+        }
+        for name in spaces:
+            moments = metrics.moments(metrics.extract(made, name, device=device))
+            found[metrics.EXTRACTORS[name].label] = metrics.frechet_distance(*moments, *reference[name][:2])
+        return found
+
+    def measure(solver, sigmas, run):
+        seeds = range(10_000 + run * images, 10_000 + (run + 1) * images)
+        made = generate(model, sigmas, seeds, sampler=SOLVERS[solver].sample, batch=256, chunk=16)
+        return distances(made.images)
+
+    label = train.labels[:256].to(device)
+    shuffled = torch.randperm(len(test.images), generator=torch.Generator().manual_seed(0))
+
+    def denoiser(x, sigma):
+        return model(x.float(), sigma, label[torch.arange(len(x)) % 256]).to(x.dtype)
+
+    return [
+        Work(
+            "Fashion-MNIST network",
+            "Fashion-MNIST network",
+            found.curve("pca"),
+            basis.multiplicity,
+            basis.variance / basis.multiplicity,
+            basis.multiplicity,
+            denoiser,
+            lambda n, generator: x[torch.randperm(len(x), generator=generator)[:n]].double(),
+            measure,
+            ("pixel W2", *(metrics.EXTRACTORS[name].label for name in spaces)),
+            runs=3,
+            floor=distances(test.images[shuffled[:images]]),
+        )
+    ]
+
+
+WORKS = {
+    "gaussians": gaussians,
+    "mixtures": mixtures,
+    "mixtures-wider": functools.partial(mixtures, widths=(0.1, 0.5)),
+    "points": functools.partial(mixtures, widths=(0.0,)),
+    "image-mixture": image_mixture,
+    "image-mixture-low-rank": functools.partial(image_mixture, rank=16),
+    "network": network,
+}
