@@ -4,24 +4,29 @@ import math
 
 import numpy as np
 import pytest
-import scipy.optimize
 import sympy
 import torch
 
-from entropic import exact
+from entropic import exact, placement
 from entropic import solvers as samplers
 from entropic.curve import ErrorCurve
-from entropic.gaussian import gaussian_kl, gaussian_law, gaussian_w2
-from entropic.mixtures import GaussianMixture
-from entropic.placement import (
+from entropic.gaussian import (
+    KL,
+    W2,
     gaussian_deviation,
-    gaussian_optimal_sigmas,
+    gaussian_kl,
+    gaussian_law,
+    gaussian_w2,
     implied_spectrum,
     local_error,
+    misfit,
     order,
-    solver_aware_sigmas,
+    spectrum,
 )
+from entropic.mixtures import GaussianMixture
+from entropic.placement import gaussian_optimal_sigmas, solver_aware_sigmas
 from entropic.schedules import arctan_sigmas, edm_sigmas, log_sigmas, rescaled_sigmas
+from entropic.solvers import find_solver
 
 SOLVERS = ["ddim", "ddim_stochastic", "heun", "dpmpp_2m"]
 LEVELS = torch.logspace(math.log10(0.002), math.log10(80), 128, dtype=torch.float64)
@@ -216,10 +221,10 @@ def test_no_other_grid_is_better(solver, metric, n):
     sigmas = gaussian_optimal_sigmas(v, n, solver, metric, 0.01, 20.0)
     found = gaussian_deviation(v, sigmas, solver, metric).item()
 
-    measure = solver_aware._measure(v, torch.ones_like(v), metric, None)
+    searched = placement._Deviation(spectrum(v), find_solver(solver), KL if metric == "kl" else W2)
 
     def deviation(grid):
-        return measure(solver_aware._ratio(v, grid, solver))
+        return gaussian_deviation(v, grid, solver, metric)
 
     others = [deviation(grid(n, 0.01, 20.0)).item() for grid in (edm_sigmas, log_sigmas, arctan_sigmas)]
     others.append(
@@ -235,7 +240,7 @@ def test_no_other_grid_is_better(solver, metric, n):
     if solver == "dpmpp_2m" and n > 5:
         assert found < 1e-3 * min(others)
     else:
-        best = [solver_aware._descend(deviation, start)[0] for start in starts]
+        best = [placement._descend(searched, start)[0] for start in starts]
         assert found <= min(best) * (1 + 1e-6)
         # and no neighbour is better: the gradient vanishes at the scale of the deviation
         inner = sigmas[1:-2].log().requires_grad_()
@@ -334,7 +339,7 @@ def test_the_density_is_the_best_and_its_error_is_that_of_the_exact_law(solver, 
     x, u = sigma.log(), 1 / (1 + sigma[:, None].square() / v)
     k = (local_error(u, sigma[:, None], solver) * sigma[:, None] ** (p + 1)).abs()
     k = k * u if solver == "ddim_stochastic" else k
-    time = solver_aware._density_time(sigma, u, v**alpha, solver, low, high)
+    time = placement._density_time(sigma, u, v**alpha, find_solver(solver), low, high)
 
     def errors(g):
         g = g / torch.trapezoid(g, x)
@@ -371,7 +376,7 @@ def test_a_power_law_makes_a_grid_of_edms_family(decay, alpha, solver):
     c = torch.logspace(-7.5, 2.5, 801, dtype=torch.float64)
     variances, count = c.square(), c ** (-2 / decay)
     u = 1 / (1 + sigma[:, None].square() / variances)
-    time = solver_aware._density_time(sigma, u, count * variances**alpha, solver, 1e-8, 1e3)
+    time = placement._density_time(sigma, u, count * variances**alpha, find_solver(solver), 1e-8, 1e3)
     middle = torch.tensor([10**-3.0, 10**-2.0], dtype=torch.float64)
     found = (time.rate_at(middle) * middle).log().diff() / math.log(10)
     exponent = (2 * alpha - 2 / decay) / (2 * order(solver) + 1)
@@ -399,13 +404,6 @@ def test_the_rescaled_time_is_a_solver_aware_density_for_one_variance_only():
 # ---------------------------------------------------------------------------------------------- error curves
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_nonnegative_least_squares(seed):
-    generator = np.random.default_rng(seed)
-    a, b = generator.normal(size=(20, 12)) + 0.5, generator.normal(size=20)
-    np.testing.assert_allclose(solver_aware._nonnegative(a, b), scipy.optimize.nnls(a, b)[0], atol=1e-10)
-
-
 def test_an_implied_spectrum_has_the_curves_error():
     # A variance between two of the grid's, spacing d in log c, is replaced by both: the chord of eps2 in log c is off
     # by at most d^2 / 8 times 4 (1 - u) (1 - 2 u) <= 4 of eps2. Least squares do no worse, in their weighted norm.
@@ -423,7 +421,7 @@ def test_an_implied_spectrum_has_the_curves_error():
         rows = 1 / LEVELS.square() + len(v) / v.sum()
         missed = (rows * (fitted - curve.eps2)).norm() / (rows * curve.eps2).norm()
         assert missed < spacing**2 / 2
-        assert solver_aware.misfit(curve, variances, masses) < spacing**2 / 2
+        assert misfit(curve, variances, masses) < spacing**2 / 2
         assert masses.sum().item() == pytest.approx(len(v), rel=spacing**2 / 2)
 
 
@@ -516,6 +514,17 @@ def test_without_directions_the_density_is_that_of_the_implied_spectrum():
 # ---------------------------------------------------------------------------------------------- robust grids
 
 
+def step_errors(c, sigmas):
+    """The relative error of each step of DPM-Solver++(2M) from the exact law, as the search for a grid counts it."""
+    one = torch.tensor([c**2], dtype=torch.float64)
+    deviation = placement._Deviation(spectrum(one), find_solver("dpmpp_2m"), KL, penalty=1.0)
+    logs = sigmas[:-1].log().numpy()
+    parts = [deviation._steps(logs, *group)[2][0].real for group in deviation._groups(len(logs))]
+    return torch.as_tensor(
+        np.concatenate([*(part[:, 0] for part in parts), [c / math.hypot(c, sigmas[-2]) - 1]])
+    )
+
+
 @pytest.mark.parametrize("c", [0.1, 1.0, 7.0])
 def test_errors_of_the_multistep_solver_step_by_step(c):
     """By the solver's own code: a denoiser that knows the exact state tells what each step adds, its past exact."""
@@ -530,12 +539,12 @@ def test_errors_of_the_multistep_solver_step_by_step(c):
     states.append(samplers.sample_dpmpp_2m(denoiser, exact_std[:1], sigmas))
     states, ratio = torch.cat(states), sigmas[1:] / sigmas[:-1]
     made = ratio * exact_std[:-1] + states[1:] - ratio * states[:-1]
-    found = solver_aware._multistep_errors(torch.tensor([c**2], dtype=torch.float64), sigmas)[:, 0]
+    found = step_errors(c, sigmas)
     torch.testing.assert_close(found, made / exact_std[1:] - 1, rtol=1e-12, atol=1e-14)
     # and they are those of the local theory: steps of 1 / 200 in log sigma
     fine = torch.linspace(math.log(20 * c), math.log(c / 20), 1200, dtype=torch.float64).exp()
     fine = torch.cat([fine, torch.zeros(1, dtype=torch.float64)])
-    error = solver_aware._multistep_errors(torch.tensor([c**2], dtype=torch.float64), fine)[1:-1, 0]
+    error = step_errors(c, fine)[1:-1]
     u, h = c**2 / (c**2 + fine[1:-2].square()), fine[1:-2] - fine[2:-1]
     wanted = local_error(u, fine[1:-2], "dpmpp_2m") * h**3
     assert (error - wanted).abs().max() < 0.01 * wanted.abs().max()
@@ -591,8 +600,8 @@ def test_a_robust_grid_on_gaussian_data(decay, metric, n, solver):
 def test_misfit():
     v, count = torch.tensor([[0.25, 4.0], [3.0, 2.0]], dtype=torch.float64)
     curve = gaussian_curve(v, count, split=False)
-    assert solver_aware.misfit(curve, v, count) < 1e-15
-    assert solver_aware.misfit(curve, v.repeat_interleave(count.long())) < 1e-15
+    assert misfit(curve, v, count) < 1e-15
+    assert misfit(curve, v.repeat_interleave(count.long())) < 1e-15
     # One variance taken for another: with t = log sigma^2, u(t) = 1 / (1 + e^(t - log c^2)), and by partial fractions
     # the integral of (u_1 - u_2)^2 over log sigma is ((d / tanh(d / 2)) - 2) / 2, d the difference of the log c^2.
     sigma = torch.logspace(-5, 5, 2001, dtype=torch.float64)
@@ -603,16 +612,16 @@ def test_misfit():
         curve = ErrorCurve(levels, 1 / (1 + 1 / levels.square()), dim=1)
         for d in (0.1, 1.0, 3.0):
             wanted = math.sqrt((d / math.tanh(d / 2) - 2) / 2 / (10 * math.log(10)))
-            assert solver_aware.misfit(curve, [math.exp(d)]) == pytest.approx(wanted, rel=rel)
+            assert misfit(curve, [math.exp(d)]) == pytest.approx(wanted, rel=rel)
     with pytest.raises(ValueError, match="pass an ErrorCurve"):
-        solver_aware.misfit(sigma, [1.0])
+        misfit(sigma, [1.0])
 
 
 @pytest.mark.parametrize("width", [0.3, 0.6])
 def test_the_spread_is_read_off_the_misfit(width):
     modes = GaussianMixture.isotropic(math.sqrt(1 - width**2) * torch.tensor([-1.3, -0.4, 0.2, 1.5]), width)
     curve = ErrorCurve(LEVELS, modes.eps2(LEVELS), dim=1)
-    m = solver_aware.misfit(curve, *implied_spectrum(curve))
+    m = misfit(curve, *implied_spectrum(curve))
     assert 1e-4 < m < 0.1
     one = solver_aware_sigmas(curve, 6, "heun", method="robust")
     assert torch.equal(one, solver_aware_sigmas(curve, 6, "heun", method="robust", spread=5 * math.sqrt(m)))
@@ -622,13 +631,13 @@ def test_the_spread_is_read_off_the_misfit(width):
 @pytest.mark.parametrize("least", [0.0, 0.2, 0.5])
 def test_levels_keep_apart(least):
     """The descent goes towards a grid with two levels in one place, and stops short of it, `least` of a mean step."""
-    wanted = log_sigmas(7)[:-1].log()
+    wanted = log_sigmas(7)[:-1].log().numpy()
     wanted[3] = wanted[2]
 
-    def deviation(sigmas):
-        return (sigmas[:-1].log() - wanted).square().sum()
+    def deviation(logs):
+        return ((logs - wanted) ** 2).sum(), 2 * (logs - wanted)
 
-    value, sigmas = solver_aware._descend(deviation, log_sigmas(7), least=least)
+    value, sigmas = placement._descend(deviation, log_sigmas(7), least=least)
     gaps = -sigmas[:-1].log().diff()
     assert gaps.min() > max(1e-3, 0.999 * least) * gaps.mean()
     # The best of such grids moves either level by half of that, and no other.
@@ -646,7 +655,7 @@ def test_a_robust_grid_of_2m_has_no_close_pairs():
 def test_separate_modes_have_no_spectrum_and_take_the_density():
     modes = GaussianMixture.isotropic([-1.4, -0.3, 0.6, 1.1], 0.02)
     curve = ErrorCurve(LEVELS, modes.eps2(LEVELS), dim=1)
-    assert solver_aware.misfit(curve, *implied_spectrum(curve)) > 0.02
+    assert misfit(curve, *implied_spectrum(curve)) > 0.02
     for solver in SOLVERS:
         grid = solver_aware_sigmas(curve, 8, solver)
         assert torch.equal(grid, solver_aware_sigmas(curve, 8, solver, method="density"))
@@ -663,7 +672,7 @@ def test_separate_modes_have_no_spectrum_and_take_the_density():
 def test_a_robust_search_bears_more_misfit_than_the_recursion():
     modes = GaussianMixture.isotropic([-1.4, -0.3, 0.6, 1.1], 0.36)
     curve = ErrorCurve(LEVELS, modes.eps2(LEVELS), dim=1)
-    assert 0.01 < solver_aware.misfit(curve, *implied_spectrum(curve)) < 0.02
+    assert 0.01 < misfit(curve, *implied_spectrum(curve)) < 0.02
     for solver, method in (("ddim", "density"), ("heun", "robust"), ("dpmpp_2m", "robust")):
         one, other = (solver_aware_sigmas(curve, 5, solver, method=m) for m in ("auto", method))
         assert torch.equal(one, other)
@@ -672,7 +681,7 @@ def test_a_robust_search_bears_more_misfit_than_the_recursion():
 def test_four_levels_of_heun_take_the_robust_search_on_separate_modes_too():
     modes = GaussianMixture.isotropic([-1.4, -0.3, 0.6, 1.1], 0.08)
     curve = ErrorCurve(LEVELS, modes.eps2(LEVELS), dim=1)
-    assert solver_aware.misfit(curve, *implied_spectrum(curve)) > 0.02
+    assert misfit(curve, *implied_spectrum(curve)) > 0.02
     for n, method in ((3, "density"), (4, "robust"), (5, "density")):
         one, other = (solver_aware_sigmas(curve, n, "heun", "kl", method=m) for m in ("auto", method))
         assert torch.equal(one, other)
