@@ -2,7 +2,7 @@
 
 import torch
 
-from entropic._check import integer
+from entropic._check import check_finite, integer
 
 __all__ = ["Basis", "amplitudes", "fourier_basis", "pca_basis"]
 
@@ -50,7 +50,9 @@ def pca_basis(x, rank=None):
     """The `Basis` of the leading `rank` eigenvectors (all unless given) of the covariance of x (N, ...).
 
     Variances descend; where rank < D one last bin holds the complement and its total variance.
+    ValueError: NaN or infinity in x; rank above D.
     """
+    check_finite("x", x)
     shape, flat = x.shape[1:], x.flatten(1)
     dim = flat.shape[1]
     rank = dim if rank is None else integer("rank", rank, 1)
@@ -87,6 +89,7 @@ def amplitudes(basis, x, centred=True, within="mean"):
     """
     if within not in {"mean", "sum"}:
         raise ValueError(f'within = {within!r}; use "mean" or "sum"')
+    check_finite("x", x)
     mean = sum(part.double().sum(0) for part in x.split(1024)) / len(x)
     power = sum(basis(part.double() - mean * bool(centred)).sum(0).cpu() for part in x.split(1024)) / len(x)
     each = (power / basis.multiplicity).sqrt()

@@ -282,7 +282,7 @@ def fetch(url, path, *, sha256=None, size=None, note=""):
     PATH.sha256 (as sha256sum writes it), after which the file at `path` is checked against the record at every
     call, and so is another download. `sha256` pins it instead: nothing else is kept, and a record that differs
     gives way. Name, `size` (MB of 2^20 bytes, about), `note` (the licence) and this rule are told on stderr.
-    ValueError: an altered file, with both checksums; an answer less than a tenth of `size`, as a proxy's page.
+    ValueError: an altered file, with both checksums; an answer less than a tenth of `size`, as of a proxy.
     FileNotFoundError: no file, and no server or one whose answer is not trusted (see `download`), with where to get
     the file and where to put it.
     """
@@ -320,7 +320,7 @@ def fetch(url, path, *, sha256=None, size=None, note=""):
     else:
         tell("Downloading")
         remedy = f"get it from there by any other way, and put it at {path}"
-        most = _MOST if size is None else 10 * size * 2**20
+        most = _MOST if size is None else 10 * (size + 1) * 2**20  # `size` is rounded
         download(url, path, verify, remedy, most=most, pinned=expected is not None)
     found = file_sha256(path)
     if expected:

@@ -217,7 +217,7 @@ def test_more_than_expected_is_refused(server, path):
     with pytest.raises(FileNotFoundError, match="more than 100 bytes came"):
         download(server.url, path, lambda *_: None, "remedy", most=100)
     _nothing_is_kept(path)
-    server.answers.append((200, [("Content-Length", str(11 * 2**20))], b"x"))
+    server.answers.append((200, [("Content-Length", str(21 * 2**20))], b"x"))
     with pytest.raises(FileNotFoundError, match="announces"):
         fetch(server.url, path, size=1)
 

@@ -3,13 +3,14 @@
 import functools
 import os
 import threading
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 from entropic import files
-from entropic.bases import fourier_basis
+from entropic.bases import amplitudes, fourier_basis, pca_basis
 from entropic.estimate import estimate
 from entropic.files import ArrayStore
 
@@ -131,6 +132,14 @@ def test_an_answer_that_is_no_denoised_state_is_named(answer, told):
     assert told in str(caught.value)
 
 
+def test_bases_refuse_what_is_not_finite():
+    x = _x()
+    x[5, 1, 2, 3] = float("nan")
+    for make in (pca_basis, lambda x: amplitudes(fourier_basis((2, 6, 6)), x)):
+        with pytest.raises(ValueError, match=r"x\[5, 1, 2, 3\] = nan"):
+            make(x)
+
+
 # Identity
 
 
@@ -201,8 +210,6 @@ def test_a_damaged_store_is_computed_anew_or_refused_never_believed(tmp_path):
             at = draw.integers(len(good))
             content[at : at + 20] = draw.bytes(draw.integers(40))
         path.write_bytes(content)
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
