@@ -47,7 +47,7 @@ def test_to_uint8_inverts_to_pixels_and_agrees_with_truncation(dtype):
     assert torch.equal(data.to_uint8(x), (x.double() * 127.5 + 128).clip(0, 255).to(torch.uint8))
     with pytest.raises(ValueError, match="x\\[1\\] = nan"):
         data.to_uint8(torch.tensor([0.0, torch.nan]))
-    with pytest.raises(ValueError, match="float32; pass uint8"):
+    with pytest.raises(ValueError, match=r"float32 of shape \(3,\); pass uint8"):
         data.to_pixels(torch.zeros(3))
 
 
