@@ -169,15 +169,16 @@ def load_states(path, shape, num_classes):
             f"{path} lacks {' and '.join(sorted(missing))}; write np.savez(path, x=states, labels=classes)"
         )
     x = _tensor(arrays["x"])
-    labels = _tensor(arrays.get("labels", np.zeros(len(x), np.int64)))
+    labels = _tensor(arrays.get("labels", np.zeros(arrays["x"].shape[:1], np.int64)))
     if isinstance(labels, torch.Tensor) and labels.dtype in _INTEGERS:
         labels = labels.long()
     try:
-        x = check_scale(check_states(x, shape)).float()
+        x = check_scale(check_states(x, shape))
+        x = check_states(x.float())
         labels = check_labels(labels, len(x), num_classes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return check_states(x), labels
+    return x, labels
 
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)

@@ -1,5 +1,6 @@
 """Images from seeds: any network, any schedule, any sampler; resumable, and shared among processes."""
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -24,6 +25,11 @@ from entropic.solvers import sample_ddim
 __all__ = ["Generated", "generate", "load_generated", "load_manifest", "local_device", "missing_shards"]
 
 _OUTPUTS = {"uint8": np.uint8, "float32": np.float32, "none": None}
+# What a manifest holds, besides its own sha256.
+_ARGUMENTS = {
+    *("network", "sigmas", "seeds", "labels", "sampler", "chunk", "device"),
+    *("output", "decode", "features", "shard"),
+}
 _SILENT = (
     object.__repr__,
     functools.partial.__repr__,
@@ -192,6 +198,8 @@ def load_manifest(out):
         found = arguments.pop("sha256", None)
         if found is not None and found != _digest(arguments):
             raise ValueError("its content is not that of its sha256")
+        if set(arguments) != _ARGUMENTS:
+            raise ValueError(f"it lacks, or has too many: {', '.join(sorted(set(arguments) ^ _ARGUMENTS))}")
         _seeds(arguments["seeds"])
         _check.integer("shard", arguments["shard"], 1)
         if arguments["output"] not in _OUTPUTS or not all(map(_is_feature, dict(arguments["features"]))):
@@ -250,8 +258,11 @@ def _sample(network, sigmas, seeds, sampler, given, chunk, device):
         for sigma, finite in answers:
             _finite(finite, seeds, f"the network's answer at sigma = {sigma:g}")
 
+    # A default device that is set elsewhere shall have no say in what a sampler makes without naming a device.
+    plain = torch.get_default_device().type == "cpu"
     try:
-        state = sampler(denoiser, noise.to(device) * sigmas[0].item(), sigmas, generator=generators)
+        with contextlib.nullcontext() if plain else device:
+            state = sampler(denoiser, noise.to(device) * sigmas[0].item(), sigmas, generator=generators)
     except ValueError:
         look()  # where a network or sampler refuses what is not finite, the seed is known here
         raise

@@ -138,11 +138,10 @@ class SmallUNet(nn.Module):
     def _checked(self, x, sigma, label):
         check_states(x, self.shape)
         label = check_labels(label, len(x), self.num_classes, "label").to(x.device)
-        if not isinstance(sigma, torch.Tensor):
+        if not isinstance(sigma, torch.Tensor) or has_values(sigma):
             with torch.device("cpu"):
-                sigma = _check.levels(sigma)
-        elif has_values(sigma):
-            _check.levels(sigma)
+                checked = _check.levels(sigma)
+            sigma = sigma if isinstance(sigma, torch.Tensor) else checked
         if tuple(sigma.shape) not in ((), (1,), (len(x),)):
             raise ValueError(
                 f"sigma has shape {tuple(sigma.shape)}; pass a number or one level for each of {len(x)} rows"
