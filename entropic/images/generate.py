@@ -18,8 +18,8 @@ import torch
 
 from entropic import _check
 from entropic.files import write_atomically
+from entropic.identity import content_sha256
 from entropic.images.data import check_labels, to_uint8
-from entropic.images.networks.weights import fingerprint
 from entropic.solvers import sample_ddim
 
 __all__ = ["Generated", "generate", "load_generated", "load_manifest", "local_device", "missing_shards"]
@@ -28,13 +28,8 @@ _OUTPUTS = {"uint8": np.uint8, "float32": np.float32, "none": None}
 # What a manifest holds, besides its own sha256.
 _ARGUMENTS = {
     *("network", "sigmas", "seeds", "labels", "sampler", "chunk", "device"),
-    *("output", "decode", "features", "shard"),
+    *("output", "decode", "features", "shard", "contents"),
 }
-_SILENT = (
-    object.__repr__,
-    functools.partial.__repr__,
-    torch.nn.Module.__repr__,
-)  # these do not tell weights apart
 
 
 class Generated(NamedTuple):
@@ -90,9 +85,12 @@ def generate(
 
     With `out`, a folder, each `shard` of seeds is a set of files, and manifest.json holds the arguments: a
     killed run goes on, and ends with the same bytes. Several runs of the same arguments may fill one folder at
-    once: each file is written whole and holds the same bytes, whoever writes it. Under torchrun (RANK, WORLD_SIZE)
-    rank r makes shards r, r + WORLD_SIZE, … and returns only these; `load_generated` reads them all. The number of
-    processes may change between runs. Without `out` those are ignored.
+    once: each file is written whole and holds the same bytes, whoever writes it. A run is recognised by content:
+    the network, `sampler`, `decode` and `features` by the sha256 of their code, settings and arrays
+    (`entropic.identity.content_sha256`). What cannot be told by its content needs a class with a `__repr__` of its
+    own, which then names it, as the objects of `metrics.feature_network` and `vae.load_vae` do. Under torchrun
+    (RANK, WORLD_SIZE) rank r makes shards r, r + WORLD_SIZE, … and returns only these; `load_generated` reads them
+    all. The number of processes may change between runs. Without `out` those are ignored.
     ValueError: arguments that do not fit, a folder made with others, damaged files, a state that is not finite,
     with its seed. Order of draws as in Karras et al. 2024 (EDM2).
     """
@@ -146,12 +144,17 @@ def generate(
         return _join(pieces)
     out = Path(out)
     arguments = {
-        "network": {"sha256": fingerprint(network), "config": network.config},
+        "network": {"sha256": _content("network", network), "config": network.config},
         "sigmas": sigmas.tolist(),
-        "sampler": _name("sampler", sampler),
+        "sampler": _name(sampler),
         "output": output,
-        "decode": _name("decode", decode),
-        "features": {name: _name(f"features[{name!r}]", function) for name, function in features.items()},
+        "decode": _name(decode),
+        "features": {name: _name(function) for name, function in features.items()},
+        "contents": {
+            "sampler": _content("sampler", sampler),
+            "decode": _content("decode", decode),
+            "features": {name: _content(f"features[{name!r}]", one) for name, one in features.items()},
+        },
         "chunk": chunk,
         "device": device.type,
         "shard": shard,
@@ -202,6 +205,8 @@ def load_manifest(out):
             raise ValueError(f"it lacks, or has too many: {', '.join(sorted(set(arguments) ^ _ARGUMENTS))}")
         _seeds(arguments["seeds"])
         _check.integer("shard", arguments["shard"], 1)
+        if set(arguments["contents"]) != {"sampler", "decode", "features"}:
+            raise ValueError("its contents are not those of generate")
         if arguments["output"] not in _OUTPUTS or not all(map(_is_feature, dict(arguments["features"]))):
             raise ValueError("its output or its features are not those of generate")
     except Exception as error:  # an altered file may lack a key or hold anything under it
@@ -337,23 +342,50 @@ def _seeds(seeds):
     return seeds
 
 
-def _name(argument, value):
-    """A function's full name and bound keywords, or an object's own `repr`; ValueError where it has neither."""
-    keywords, function = {}, value
-    while isinstance(function, functools.partial) and not function.args:
-        keywords, function = {**function.keywords, **keywords}, function.func
-    if inspect.isfunction(function) and "<" not in function.__qualname__:
+def _name(value):
+    """A function or an object as a reader of the manifest would call it; what it is, `_content` tells."""
+    words, function = [], value
+    while isinstance(function, functools.partial):
+        words = [
+            *map(repr, function.args),
+            *words,
+            *(f"{k}={v!r}" for k, v in sorted(function.keywords.items())),
+        ]
+        function = function.func
+    owner = getattr(function, "__self__", function)
+    if inspect.isroutine(function) and (owner is function or inspect.ismodule(owner)):
         name = f"{function.__module__}.{function.__qualname__}"
     else:
-        owner = function.__self__ if inspect.ismethod(function) else function
-        if type(owner).__repr__ in _SILENT or inspect.isfunction(owner):
+        name = repr(owner) if _names_itself(owner) else f"{type(owner).__module__}.{type(owner).__qualname__}"
+        name = name if owner is function else f"{name}.{function.__name__}"
+    return _short(f"{name}({', '.join(words)})")
+
+
+def _content(argument, value):
+    """What tells `value` from another: the sha256 of its content, or the name that its class gives it.
+
+    An object of this package that names itself is known by its name: that holds the sha256 of its weights, and it
+    is the same on every device. ValueError: neither a content that can be told nor a name.
+    """
+    owner = getattr(value, "__self__", value)
+    named = _name(value) if _names_itself(owner) else None
+    if named is not None and type(owner).__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return named
+    try:
+        return content_sha256(value, argument)
+    except ValueError as error:
+        if named is None:
             raise ValueError(
-                f"{argument} = {value!r} has no name by which `out` could tell it from another; pass a module's "
-                "function, functools.partial of one with keywords, or an object with a repr of its own"
-            )
-        name = repr(owner) if owner is function else f"{owner!r}.{function.__name__}"
-    bound = ", ".join(f"{key}={value!r}" for key, value in sorted(keywords.items()))
-    return f"{name}({bound})"
+                f"{argument} = {_short(repr(value))} cannot be told from another for `out` ({error}); pass a function, "
+                "or an object of a class whose __repr__ names it"
+            ) from error
+        return named
+
+
+def _names_itself(value):
+    """Whether the class of an object has a `__repr__` that somebody wrote for it."""
+    silent = (object, functools.partial, torch.nn.Module, torch.Tensor, np.ndarray, type(print), type(_rank))
+    return type(value).__repr__ not in [kind.__repr__ for kind in silent]
 
 
 def _rank():
@@ -371,11 +403,17 @@ def _claim(out, arguments):
         _create(path, json.dumps({**arguments, "sha256": _digest(arguments)}, separators=(",", ":")))
     kept, ours = load_manifest(out), json.loads(json.dumps(arguments))
     for name in ours:
-        if kept.get(name) != ours[name]:
+        mine, theirs = (_told(one, name) for one in (ours, kept))
+        if mine != theirs:
             raise ValueError(
-                f"{name} = {_short(ours[name])}, but {out} was made with {_short(kept.get(name))}; "
+                f"{name} = {_short(mine)}, but {out} was made with {_short(theirs)}; "
                 "pass what it was made with, or another folder"
             )
+
+
+def _told(arguments, name):
+    """An argument of a manifest by which runs are compared: its content where it has one, not its printed name."""
+    return arguments["contents"].get(name, arguments[name])
 
 
 def _create(path, text):
