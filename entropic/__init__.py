@@ -2,7 +2,8 @@
 
 from entropic import noise
 from entropic.curve import ErrorCurve
-from entropic.exact import deterministic_law, gaussian_kl, gaussian_law, gaussian_w2, stochastic_law
+from entropic.exact import deterministic_law, stochastic_law
+from entropic.gaussian import gaussian_kl, gaussian_law, gaussian_w2
 from entropic.mixtures import GaussianMixture
 from entropic.placement import gaussian_optimal_sigmas, solver_aware_sigmas
 from entropic.schedules import (

@@ -1,7 +1,9 @@
 """`python -m entropic schedule NAME -n 16 ...`: prints the sigmas of a schedule, for use anywhere."""
 
 import argparse
+import io
 import math
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +27,7 @@ _SPECTRUM = (*_CURVE, "gaussian-optimal", "arctan")
 _SOLVER = ("solver-aware", "gaussian-optimal")
 _NAMES = (*_PLAIN, "arctan", *_CURVE, "gaussian-optimal")
 _MOST = 100_000
+_LARGEST_ALPHA = 100
 _LEVELS_PER_E_FOLD = 32  # of the curve of a given spectrum: its spline is good to 1e-8
 
 
@@ -41,7 +44,7 @@ class Data(NamedTuple):
 def main(argv=None):
     """Run the command line; returns 0. Bad input is told in one line on stderr and exits with 2."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         sigmas, told = _made(arguments)
         if arguments.out:
@@ -50,6 +53,17 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return 0
+
+
+def _joined(words):
+    """The words of a command line, with "--alpha -1e3" as "--alpha=-1e3": argparse takes -1e3 for an option."""
+    joined = []
+    for word in words:
+        if joined and re.fullmatch(r"--[a-z-]+", joined[-1]) and re.match(r"-[.0-9]|-(inf|nan)", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +82,11 @@ def _parser():
     add("name", choices=_NAMES, metavar="NAME", help=", ".join(_NAMES))
     add("-n", type=int, required=True, help="levels above 0")
     add("--curve", metavar="FILE.npz", help="an error curve, as entropic.saved.save_curve wrote it")
-    add("--variances", metavar="FILE", help="variances of the data, one a direction: .txt, .csv or .npy")
+    add(
+        "--variances",
+        metavar="FILE",
+        help="variances of the data, one a direction: .npy, or text, one a line",
+    )
     add("--preset", type=float, metavar="C", help="data N(0, C^2 I), in place of a curve or variances")
     add("--solver", help="ddim, ddim_stochastic, heun or dpmpp_2m; of " + " and ".join(_SOLVER))
     add("--metric", help="kl or w2: what the error is counted in")
@@ -106,6 +124,11 @@ def _made(arguments):
             )
     elif arguments.solver is None:
         raise ValueError(f"{name} needs --solver: the grid is made for one")
+    elif arguments.alpha is not None and not abs(arguments.alpha) <= _LARGEST_ALPHA:
+        raise ValueError(
+            f"alpha = {arguments.alpha}; variance^alpha leaves the range of numbers: pass one between "
+            f"-{_LARGEST_ALPHA} and {_LARGEST_ALPHA} (0.75 suits features of images, 1 squared distances)"
+        )
     told = {"schedule": name}
     if name in _PLAIN:
         if given:
@@ -199,20 +222,55 @@ def _gaussian(variances, low, high):
 
 
 def _numbers(path):
-    """The numbers of a file, float64: *.npy, or any text, split at spaces, lines, commas and semicolons."""
+    """The variances of a file, (m,) float64: *.npy of one dimension, or text of one number a line or of one line."""
+    content = path.read_bytes()
     if path.suffix == ".npy":
+        stream = io.BytesIO(content)
         try:
-            found = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is no whole npy ({error})") from error
+            found = np.lib.format.read_array(stream, allow_pickle=False)
+        except Exception as error:  # a damaged header fails in a dozen ways
+            raise ValueError(f"{path} is no whole npy ({error or type(error).__name__})") from error
+        if stream.tell() != len(content):
+            raise ValueError(f"{path} is no whole npy (bytes are left after its {found.size} numbers)")
         if found.dtype.kind not in "fiu":
             raise ValueError(f"{path} holds {found.dtype}; pass real numbers")
+        if found.ndim != 1:
+            raise ValueError(f"{path} holds an array of shape {found.shape}; pass one dimension")
         return _filled(path, torch.from_numpy(found.astype(np.float64)))
     try:
-        words = path.read_text("utf-8").replace(",", " ").replace(";", " ").split()
-        return _filled(path, _check.as_float64("variances", [float(word) for word in words]))
+        words = _words(content.decode("utf-8-sig"))
+        return _filled(path, _check.as_float64("variances", [_number(word) for word in words]))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; pass numbers only, without a heading") from error
+        raise ValueError(
+            f"{path}: {error}; pass numbers only, without a heading, one a line or all in one line"
+        ) from error
+
+
+def _words(text):
+    """The numbers of a text, as written. ValueError: rows and columns, or separators of more than one kind."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    split = [re.split(r"\s*[,;]\s*|\s+", line) for line in lines]
+    if len(lines) > 1:
+        for number, (line, words) in enumerate(zip(lines, split, strict=True), 1):
+            if len(words) > 1:
+                raise ValueError(
+                    f"line {number} of {len(lines)} is {line[:60]!r}, with {len(words)} numbers or a decimal comma"
+                )
+        return lines
+    separators = re.findall(r"\s*[,;]\s*|\s+", lines[0]) if lines else []
+    found = {re.sub(r"\s+", " ", each) for each in separators}  # "," and ", " are not the same
+    whole = all(word.isdecimal() for words in split for word in words)
+    if len(found) > 1 or (found == {","} and whole and len(split[0]) == 2):
+        raise ValueError(
+            f"{lines[0][:60]!r} may be read in two ways: a comma may part two numbers or a number's decimals"
+        )
+    return split[0] if split else []
+
+
+def _number(word):
+    if "_" in word:
+        raise ValueError(f"could not convert string to float: {word!r}")
+    return float(word)
 
 
 def _filled(path, numbers):

@@ -2,16 +2,37 @@
 
 import numbers
 
+import numpy as np
 import torch
+
+SLACK = 2.0**-22  # relative: a range's end may have been rounded to float32, which is off by 2^-24
 
 
 def as_float64(name, value):
-    """Return `value` as a float64 tensor; ValueError where it cannot be one or is not finite."""
+    """Return `value` as a float64 tensor; ValueError where it cannot be one, is complex or is not finite."""
+    if _complex(value):
+        raise ValueError(f"{name} is complex; pass real numbers, say its .real")
     try:
         tensor = torch.as_tensor(value, dtype=torch.float64)
+    except OverflowError as error:
+        raise ValueError(f"{name} = {_short(value)} is too large; the largest number is 1.8e308") from error
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} = {value!r} is not numeric; pass numbers, an array or a tensor") from error
+        raise ValueError(
+            f"{name} = {_short(value)} is not numeric; pass numbers, an array or a tensor"
+        ) from error
     return check_finite(name, tensor)
+
+
+def _complex(value):
+    """Whether there is a complex number in `value`, of which a cast would drop the imaginary part."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_complex, value))
+    return value.is_complex() if torch.is_tensor(value) else np.iscomplexobj(value)
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ... ({len(text)} characters)"
 
 
 def check_finite(name, tensor):
@@ -25,7 +46,10 @@ def check_finite(name, tensor):
 
 def positive(name, value):
     """Return `value` as a float; ValueError unless it is finite and above 0."""
-    number = float(as_float64(name, value))
+    number = as_float64(name, value)
+    if isinstance(value, bool) or number.numel() != 1:
+        raise ValueError(f"{name} = {_short(value)}; pass one number above 0")
+    number = number.item()
     if not number > 0:
         raise ValueError(f"{name} = {number}; it must be above 0")
     return number
@@ -75,4 +99,29 @@ def mean_square(name, value):
     value = as_float64(name, value)
     if not (value >= 0).all():
         raise ValueError(f"{name} = {value.min().item()}; it is a mean of squares, at least 0")
+    return value
+
+
+def denoised(answer, x, sigma):
+    """Return a copy of what a denoiser answered for x, in x's dtype; ValueError unless it is real and shaped like x."""
+    if not isinstance(answer, torch.Tensor):
+        raise ValueError(
+            f"denoiser returned a {type(answer).__name__} at sigma = {sigma}; it must return a tensor"
+        )
+    if answer.shape != x.shape:
+        raise ValueError(
+            f"denoiser returned shape {tuple(answer.shape)} for x of shape {tuple(x.shape)}; they must agree"
+        )
+    if not answer.is_floating_point():
+        raise ValueError(f"denoiser returned {answer.dtype} at sigma = {sigma}; it must return real numbers")
+    return answer.to(dtype=x.dtype, device=x.device, copy=True)
+
+
+def multiplicity(value, count):
+    """Return `value` (count,) as float64, ones where it is None; ValueError unless each is above 0."""
+    if value is None:
+        return torch.ones(count, dtype=torch.float64)
+    value = as_float64("multiplicity", value)
+    if value.shape != (count,) or not (value > 0).all():
+        raise ValueError(f"multiplicity = {value}; pass one above 0 for each of the {count} directions")
     return value

@@ -3,9 +3,6 @@
 import hashlib
 import json
 import math
-import os
-import time
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +10,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from entropic._check import as_float64, integer
+from entropic._check import as_float64, check_finite, integer, positive
 from entropic.curve import ErrorCurve, eps2_from_edm_loss
+from entropic.files import ArrayStore
+from entropic.identity import content_sha256
 
-_PAUSE = 5.0  # seconds between two writes of a store
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile)
+__all__ = ["Estimate", "Smoothed", "curve_from_logvar", "curve_from_training_log", "estimate", "smooth"]
 
 
 class Estimate(NamedTuple):
@@ -86,6 +84,10 @@ def estimate(
 
     denoiser(x, sigma), or denoiser(x, sigma, labels) where `labels` (N, ...) are given, maps (B, ...) and a float
     to (B, ...). x (N, ...) floating, on the denoiser's device; sigmas (n,) ascending, above 0, n >= 4.
+    The denoiser gets noisy states of x's dtype, at least float32: x = x0 + sigma z rounded to bfloat16 or float16
+    would have other noise than the error is counted for (eps2 up to 5 % off). A network in half precision casts its
+    input itself. Its answer may have any real floating dtype; errors and sums are float64. It may write into its
+    input and use the memory of its answer again.
     `samples` rows of x are drawn without replacement, one noise each, the same at all levels; with
     `common_noise=False` every level draws rows and noise of its own, as the paper does: the curve is rougher but
     sees more samples for the same number of calls, and so places a grid better. A larger `samples` extends the
@@ -93,10 +95,13 @@ def estimate(
 
     `bases`: by name, a `Basis` or any map from errors (B, ...) to (B, m) parts that sum to their squared norms.
     `store`: a path (.npz) where partial results are kept every few seconds; the same call continues from it
-    to the same result. It knows the arguments by content and the denoiser by `tag` (say, its weights' sha256).
+    to the same result. It knows the arguments and the denoiser by content (`entropic.identity.content_sha256`); a
+    `tag` (say, the weights' sha256) names the denoiser instead, where its content cannot be told or changes as it
+    computes. A damaged store is computed anew, and a folder that cannot be written is left, each with a warning.
     Noise depends on seed, level and row only; `batch` changes no draw, only the order of float64 sums.
 
-    ValueError: bad arguments; a store of other arguments; a denoiser that returns NaN or another shape.
+    ValueError: bad arguments; a store of other arguments, or a file that is no store; a denoiser that cannot be told
+    by content, with a store and no tag; a denoiser that returns NaN, another shape, or no real floating tensor.
     """
     sigma = as_float64("sigmas", sigmas).cpu()
     sigma = ErrorCurve(sigma, torch.zeros_like(sigma)).sigma
@@ -115,7 +120,7 @@ def estimate(
 
     levels = len(sigma)
     draws = [_Draw(len(x), samples, [seed, k]) for k in range(1 if common_noise else levels)]
-    probe = _normal(np.random.default_rng(0), 2, x).double()
+    probe = torch.from_numpy(_normal(np.random.default_rng(0), 2, x)).to(x.device, x.dtype).double()
     probes = {name: _parts(name, basis, probe).cpu().numpy() for name, basis in bases.items()}
     state = {"done": np.zeros(levels, np.int64), "errors": np.zeros((samples, levels))}
     for name, parts in probes.items():
@@ -127,9 +132,9 @@ def estimate(
         "common_noise": bool(common_noise),
         "x": _fingerprint("x", x, draws),
         "labels": None if labels is None else _fingerprint("labels", labels, draws),
-        "tag": str(tag),
+        "tag": _told(denoiser, tag, store),
     }
-    store = _Store(store, key, probes, state)
+    store = ArrayStore(store, key, state, probes=probes, what="an estimate")
 
     # Every level counts its finished samples, so that a run may stop anywhere and go on with another batch.
     done, errors = state["done"], state["errors"]
@@ -161,101 +166,6 @@ def estimate(
     return Estimate(sigma, torch.from_numpy(errors), rows, directions, x[0].numel())
 
 
-# Directions of the data space
-
-
-class Basis:
-    """An orthonormal basis whose vectors are gathered into m bins: basis(x (B, ...)) -> (B, m).
-
-    Returns the squared components of x summed within each bin; over all bins they sum to ||x||^2. multiplicity
-    (m,) counts the vectors of a bin. By kind of basis: `radius` and `channel` (m,), or `variance` (m,).
-    """
-
-    def __init__(self, parts, shape, multiplicity, radius=None, channel=None, variance=None):
-        self._parts, self.shape, self.multiplicity = parts, tuple(shape), multiplicity
-        self.radius, self.channel, self.variance = radius, channel, variance
-
-    def __call__(self, x):
-        if x[0].numel() != torch.Size(self.shape).numel():
-            raise ValueError(f"x has shape {tuple(x.shape)}; this basis is one of {self.shape}")
-        return self._parts(x.reshape(len(x), *self.shape))
-
-
-def pixel_basis(shape):
-    """The `Basis` of single entries of x, each a bin of its own."""
-    ones = torch.ones(torch.Size(shape).numel(), dtype=torch.float64)
-    return Basis(lambda x: x.flatten(1).square(), shape, ones)
-
-
-def fourier_basis(shape):
-    """The `Basis` of 2-D frequencies, binned by radius in each channel; Algorithm 3.
-
-    shape (..., H, W), leading dimensions are channels. Orthonormal FFT of the last two; the radius
-    sqrt(fx^2 + fy^2), in cycles per longer side, is rounded to whole numbers. Bins run channel by channel.
-    """
-    *leading, height, width = shape
-    channels, side = torch.Size(leading).numel(), max(height, width)
-    fy, fx = (torch.fft.fftfreq(n, 1 / side, dtype=torch.float64) for n in (height, width))
-    radius, index = (fy[:, None].square() + fx.square()).sqrt().round().flatten().unique(return_inverse=True)
-    members = torch.nn.functional.one_hot(index).double()
-
-    def parts(x):
-        spectrum = torch.fft.fft2(x.reshape(len(x), channels, height, width), norm="ortho")
-        power = spectrum.real.square() + spectrum.imag.square()
-        # A product, not a scatter, which would sum in another order each time on a GPU.
-        return (power.flatten(2) @ members.to(power)).flatten(1)
-
-    channel = torch.arange(channels).repeat_interleave(len(radius))
-    return Basis(parts, shape, members.sum(0).repeat(channels), radius.repeat(channels), channel)
-
-
-def pca_basis(x, rank=None):
-    """The `Basis` of the leading `rank` eigenvectors (all unless given) of the covariance of x (N, ...).
-
-    Variances descend; where rank < D one last bin holds the complement and its total variance.
-    """
-    shape, flat = x.shape[1:], x.flatten(1)
-    dim = flat.shape[1]
-    rank = dim if rank is None else integer("rank", rank, 1)
-    if rank > dim:
-        raise ValueError(f"rank = {rank}; x has {dim} dimensions")
-    mean = sum(part.double().sum(0) for part in flat.split(4096)) / len(flat)
-    covariance = sum(c.T @ c for c in (part.double() - mean for part in flat.split(4096))) / len(flat)
-    values, vectors = torch.linalg.eigh(covariance)
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)[:, :rank]
-    multiplicity, variance = torch.ones(rank, dtype=torch.float64), values[:rank].cpu()
-    if rank < dim:
-        multiplicity = torch.cat([multiplicity, torch.tensor([float(dim - rank)], dtype=torch.float64)])
-        variance = torch.cat([variance, values[rank:].sum().cpu()[None]])
-
-    def parts(x):
-        x = x.flatten(1)
-        along = (x @ vectors.to(x)).square()
-        if rank == dim:
-            return along
-        rest = x.square().sum(1, keepdim=True) - along.sum(1, keepdim=True)
-        return torch.cat([along, rest.clamp_min(0)], 1)
-
-    return Basis(parts, shape, multiplicity, variance=variance)
-
-
-def amplitudes(basis, x, centred=True, within="mean"):
-    """Root-mean-square amplitude of data x (N, ...) in each bin of a `Basis`, (m,); weights of Algorithm 3.
-
-    The paper takes 10,000 images and leaves open the mean and the bin. Here amplitudes are those of deviations
-    from the mean of x, as a known mean costs no error (centred=False: of x itself); and `within` a bin the root
-    mean square over its vectors, the amplitude of one typical vector. With within="sum" that counts once for
-    each vector of the bin: for Gaussian data, where a direction of variance c^2 has the rescaled entropy
-    c arctan(sigma / c), the spectral time is then the rescaled time (up to its tail above the last level).
-    """
-    if within not in {"mean", "sum"}:
-        raise ValueError(f'within = {within!r}; use "mean" or "sum"')
-    mean = sum(part.double().sum(0) for part in x.split(1024)) / len(x)
-    power = sum(basis(part.double() - mean * bool(centred)).sum(0).cpu() for part in x.split(1024)) / len(x)
-    each = (power / basis.multiplicity).sqrt()
-    return each * basis.multiplicity if within == "sum" else each
-
-
 # From a training log
 
 
@@ -271,22 +181,36 @@ def curve_from_training_log(path, first_step=0):
     width w in log sigma is a bias of at most w^2 / 24 times the loss's second derivative. The curve is that
     of the weights during training, not of their moving average. ValueError: a file that is not such a log.
     """
-    with open(path, encoding="utf-8") as file:
-        try:
-            # A last line without its end is still being written.
-            header, *lines = [json.loads(line) for line in file if line.endswith("\n")]
-            edges, data, dim = (header[name] for name in ("sigma_edges", "sigma_data", "dim"))
-            lines = [line for line in lines if line["step"] > first_step]
-            names = ("count", "loss", "loss2", "log_sigma")
-            table = np.array([[line[name] for name in names] for line in lines], np.float64)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a training log: {error!r}") from error
-    if not len(table) or table.shape[1:] != (4, len(edges) - 1):
-        raise ValueError(
-            f"{path} has {len(table)} lines of shape {table.shape[1:]} after first_step = {first_step}; "
-            f"{len(edges)} edges need at least one of {(4, len(edges) - 1)}"
+    content = Path(path).read_bytes()
+    try:
+        # A last line without its end is still being written.
+        lines = content[: content.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]
+        header, *lines = map(json.loads, lines)
+        edges, data, dim = (header[name] for name in ("sigma_edges", "sigma_data", "dim"))
+        edges, data, dim = (
+            as_float64("sigma_edges", edges),
+            positive("sigma_data", data),
+            integer("dim", dim, 1),
         )
-    count, loss, square, log_sigma = torch.from_numpy(table.sum(0))
+        lines = [line for line in lines if line["step"] > first_step]
+        names = ("count", "loss", "loss2", "log_sigma")
+        table = np.array([[line[name] for name in names] for line in lines], np.float64)
+        if edges.ndim != 1 or not len(table) or table.shape[1:] != (4, len(edges) - 1):
+            raise ValueError(
+                f"it has {len(table)} lines of shape {table.shape[1:]} after first_step = {first_step}; "
+                f"{len(edges)} edges need at least one of {(4, len(edges) - 1)}"
+            )
+        return _curve_of_sums(torch.from_numpy(table.sum(0)), data, dim)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} is not a training log ({type(error).__name__}: {error})") from error
+
+
+def _curve_of_sums(table, data, dim):
+    """The `ErrorCurve` of the sums (4, K) of count, loss, squared loss and log sigma in each bin."""
+    check_finite("sums", table)
+    count, loss, square, log_sigma = table
+    if (table[:3] < 0).any():
+        raise ValueError("a count, a loss or a squared loss is below 0")
     kept = count >= 2
     count, loss, square, log_sigma = (each[kept] for each in (count, loss, square, log_sigma))
     mean = loss / count
@@ -382,21 +306,30 @@ class _Draw:
         while self._at < start:
             self._at += len(_normal(self._stream, min(start - self._at, 256), x))
         self._at = stop
-        return torch.from_numpy(self.rows[start:stop]).to(x.device), _normal(self._stream, stop - start, x)
+        noise = torch.from_numpy(_normal(self._stream, stop - start, x))
+        return torch.from_numpy(self.rows[start:stop]).to(x.device), noise
 
 
 def _normal(stream, n, x):
     # NumPy's stream, unlike torch's, does not depend on how many are drawn at once.
-    return torch.from_numpy(stream.standard_normal((n, *x.shape[1:]))).to(x)
+    return stream.standard_normal((n, *x.shape[1:]))
 
 
 def _error_at(denoiser, x, rows, noise, sigma, labels):
     x0 = x[rows]
     given = () if labels is None else (labels[rows],)
-    denoised = denoiser(x0 + sigma * noise, sigma, *given)
-    found = tuple(denoised.shape) if torch.is_tensor(denoised) else type(denoised).__name__
-    if found != tuple(x0.shape):
-        raise ValueError(f"denoiser at sigma = {sigma} returned {found}; it must return {tuple(x0.shape)}")
+    # Noise and sum in float32 at least, and a sum of its own for each call: the denoiser may write into it.
+    exact = torch.promote_types(x.dtype, torch.float32)
+    denoised = denoiser(x0.to(exact) + sigma * noise.to(x.device, exact), sigma, *given)
+    if not torch.is_tensor(denoised) or not denoised.is_floating_point():
+        found = f"{denoised.dtype}" if torch.is_tensor(denoised) else type(denoised).__name__
+        raise ValueError(
+            f"denoiser at sigma = {sigma} returned {found}; it must return one tensor of real floating numbers"
+        )
+    if denoised.shape != x0.shape:
+        raise ValueError(
+            f"denoiser at sigma = {sigma} returned {tuple(denoised.shape)}; it must return {tuple(x0.shape)}"
+        )
     error = denoised.double() - x0.double()
     squared = error.flatten(1).square().sum(1)
     bad = ~torch.isfinite(squared)
@@ -407,8 +340,20 @@ def _error_at(denoiser, x, rows, noise, sigma, labels):
     return error, squared
 
 
+def _told(denoiser, tag, store):
+    """What the store knows the denoiser by."""
+    if not isinstance(tag, str):
+        raise ValueError(f"tag = {tag!r}; pass text, say the sha256 of the denoiser's weights")
+    if tag or store is None:
+        return tag
+    try:
+        return content_sha256(denoiser, "denoiser")
+    except ValueError as error:
+        raise ValueError(f"{error}; with `store`, pass a `tag` that names this denoiser") from error
+
+
 def _parts(name, basis, error, squared=None):
-    parts = basis(error)
+    parts = basis(error.clone())  # it may write into what it gets
     squared = error.flatten(1).square().sum(1) if squared is None else squared
     if parts.ndim != 2 or len(parts) != len(error):
         raise ValueError(f"bases[{name!r}] returned {tuple(parts.shape)}; it must return ({len(error)}, m)")
@@ -428,48 +373,3 @@ def _fingerprint(name, x, draws):
             raise ValueError(f"{name}[{bad}] holds NaN or infinity; every entry must be finite")
         digest.update(part.cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-class _Store:
-    """Keeps the arrays of `state` in an npz file with what they belong to; without a path it does nothing."""
-
-    def __init__(self, path, key, probes, state):
-        self._path, self._state = None if path is None else Path(path), state
-        self._fixed = {"key": np.array(json.dumps(key))} | {f"probe/{k}": v for k, v in probes.items()}
-        self._last, self._pause = time.monotonic(), _PAUSE
-        if self._path is None or not self._path.exists():
-            return
-        try:
-            with np.load(self._path) as file:
-                kept = dict(file)
-            found = json.loads(str(kept["key"]))
-            other = [name for name in key if found.get(name) != key[name]]
-        except _UNREADABLE as error:
-            raise ValueError(
-                f"store = {path} is not the store of an estimate; remove it ({error})"
-            ) from error
-        if {*kept} != {*self._fixed, *state} or not all(
-            kept[name].shape == probe.shape and np.allclose(kept[name], probe, rtol=1e-6)
-            for name, probe in self._fixed.items()
-            if name != "key"
-        ):
-            other.append("bases")
-        if other:
-            raise ValueError(
-                f"store = {path} was made with other {', '.join(other)}; pass those or another path"
-            )
-        for name, array in state.items():
-            array[...] = kept[name]
-
-    def save(self, now=False):
-        if self._path is None or (not now and time.monotonic() - self._last < self._pause):
-            return
-        began = time.monotonic()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
-        with open(partial, "wb") as file:
-            np.savez(file, **self._fixed, **self._state)
-        os.replace(partial, self._path)
-        self._last = time.monotonic()
-        # A large store may take long to write: never more than a twentieth of the time.
-        self._pause = max(_PAUSE, 20 * (self._last - began))

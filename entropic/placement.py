@@ -1,104 +1,227 @@
-"""Solver-aware time: grids that know which solver will walk them, and in what distance its law is measured.
+"""Solver-aware grids: which n levels suit this solver, this distance and this error curve, and why.
 
 An orthonormal direction of the data has the uncertainty u = eps2_i / sigma^2, the mean gain of the denoiser there.
-Everything is worked out for Gaussian data, where u = c^2 / (c^2 + sigma^2) with c^2 the variance along the direction:
-each solver multiplies each direction by a known factor a step. A step h in sigma (downwards) errs by C h^(p+1)
-relative to the standard deviation; C sigma^(p+1) = k(u) is a polynomial in u, so that in log sigma nothing but u is
-needed. What is kept of the n steps' errors at sigma = 0 sums up to E_i, and a grid minimises sum_i w_i E_i^2.
+Everything is worked out for Gaussian data, where u = c^2 / (c^2 + sigma^2) with c^2 the variance along the direction. A
+solver's step of length h in sigma errs by C h^(p + 1) relative to the standard deviation, and C sigma^(p + 1) = k(u)
+depends on u alone (`Solver.leading_error`). The errors of the n steps, each weighed by the share of it that is left
+at sigma = 0, add up to E_i, and a grid minimises sum_i w_i E_i^2.
 
-Two ways lead to a grid. The density is the limit of many steps: minimising over the points g per log sigma gives
-g^(p+1) proportional to sum_i w_i E_i |k(u_i)|, with E_i the integral of |k(u_i)| / g^p over log sigma. The recursion
-is exact for any n: the solver's final variances in closed form, minimised over all grids. Its robust form is for data
-that are not Gaussian: scales are known to within a factor only, and errors of 2M, of either sign, may not cancel.
+Three ways lead to a grid.
 
-What is measured. metric "kl": KL(generated || data) = sum_i m_i (r_i - 1 - log r_i) / 2, r_i the ratio of the
-variances, m_i the multiplicity, in nats. metric "w2": the squared Wasserstein (Frechet) distance,
-sum_i m_i (s_i - c_i)^2, s_i the generated standard deviation. alpha, where given, replaces both:
-sum_i m_i c_i^(2 alpha) (s_i / c_i - 1)^2, which is "w2" at alpha = 1 and, to second order, "kl" at alpha = 0.
+    density    the limit of many steps: the points g per log sigma satisfy g^(p + 1) proportional to
+               sum_i w_i E_i |k(u_i)|, where E_i is the integral of |k(u_i)| / g^p over log sigma
+    recursion  the exact deviation after n steps (`gaussian_deviation`), minimised over all grids
+    robust     the same search for data that are not Gaussian: each scale is spread, and the errors of a multistep
+               solver, which have either sign, may not cancel
 
 On a long power law c_k^2 = k^-a the best density is g proportional to sigma^(1 / rho) with
 rho = (2 p + 1) / (2 alpha - 2 / a): EDM's family (rho = infinity: uniform in log sigma). The paper's rescaled time has
 g proportional to sigma^(1 - 2 / a) there, if a > 1: the best for a first-order solver at alpha = 3/2 - 2/a.
 """
 
+import dataclasses
+import math
+
 import numpy as np
 import torch
+from scipy.optimize import minimize
 
 from entropic import _check
-from entropic.curve import ErrorCurve
-from entropic.schedules import _ending_in_zero, arctan_sigmas, edm_sigmas, log_sigmas, time_sigmas
+from entropic.gaussian import Weighted, goal_of, implied_spectrum, misfit, spectrum
+from entropic.schedules import arctan_sigmas, edm_sigmas, ending_in_zero, log_sigmas, time_sigmas
+from entropic.solvers import find_solver
 from entropic.times import Time, cumulative, spline_increments
 
-__all__ = [
-    "gaussian_deviation",
-    "gaussian_optimal_sigmas",
-    "implied_spectrum",
-    "local_error",
-    "misfit",
-    "order",
-    "solver_aware_sigmas",
-]
+__all__ = ["DEFAULT", "METHODS", "Plan", "Policy", "gaussian_optimal_sigmas", "plan", "solver_aware_sigmas"]
 
-# p, and k(u) = C sigma^(p+1), below 0 where the solver leaves too small a standard deviation.
-_LOCAL = {
-    "ddim": (1, lambda u: -u * (1 - u) / 2),
-    "ddim_stochastic": (1, lambda u: -2 * u * (1 - u)),
-    "heun": (2, lambda u: u * (1 - u).square() / 2),
-    "dpmpp_2m": (2, lambda u: -u * (1 - u) * (2 - 5 * u) / 4),
-}
-_ALIAS = {"sddim": "ddim_stochastic"}
-_ALPHA = {"kl": 0.0, "w2": 1.0}
-FEATURE_ALPHA = 0.75
-SPREAD = 5.0  # of log c, a root of the misfit; by trial, of which the book tells
-_FEWEST = 4  # below, spreading widths costs more than it saves
-_FEW = 64  # beyond, a density is as good as the best grid of a first-order solver, and a search is slow
-_MISFIT = 0.01  # times the order: a curve further from every Gaussian spectrum is not taken for one
-_LEAST_GAP = 1e-3  # of the mean step in log sigma: levels that all but meet make one step the less
+METHODS = ("auto", "density", "recursion", "robust")
 
 
-# ------------------------------------------------------------------------------------------------- one step
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """The constants of `plan` that were tuned, each with the table of the book that it was read off.
 
-
-def order(solver):
-    """Order p of a solver: its relative error in one step h is C h^(p+1).
-
-    "ddim" 1, "ddim_stochastic" (or "sddim") 1, "heun" 2, "dpmpp_2m" 2. ValueError: another.
+    alpha: the goal where none is given, Weighted(alpha); the exponent that the features of an ImageNet network weigh
+    (page *What a feature distance weighs*, table `agreement`).
+    spread: the spread of log c in a robust search is `spread` * sqrt(misfit) (page *Every schedule side by side*,
+    table `robust`).
+    misfit: a curve whose misfit is above misfit * order is taken to have no spectrum, and gets the density (same
+    table, rows of separate modes).
+    few: with more levels a density is as good as the best grid of a first-order solver, and a search is slow (page
+    *Solver-aware time*, table of the density against the recursion).
+    hedged: with fewer levels the plain recursion is taken; a spread costs more than it saves (table `robust`).
+    always_robust: pairs (solver, n) that take the robust search even where no spectrum fits: they cannot afford the
+    density's last level, at sigma_min (table `robust`, rows of separate modes).
+    least_step: in a robust search of a multistep solver, which divides by the step before, every step in log sigma is
+    at least min(spread, least_step) of the mean step (table `robust`).
     """
-    return _LOCAL[_solver(solver)][0]
+
+    alpha: float = 0.75
+    spread: float = 5.0
+    misfit: float = 0.01
+    few: int = 64
+    hedged: int = 4
+    always_robust: tuple = (("heun", 4),)
+    least_step: float = 0.5
 
 
-def local_error(u, sigma, solver="ddim"):
-    """C of the relative local error C h^(p+1): the first term of s_next / sqrt(c^2 + (sigma - h)^2) - 1.
+DEFAULT = Policy()
 
-    u in [0, 1] and sigma > 0 broadcast; s_next is the standard deviation after one step of length h from the exact
-    law. DDIM -u (1 - u) / (2 sigma^2); stochastic DDIM -2 u (1 - u) / sigma^2, of which the share u is left at
-    sigma = 0; Heun u (1 - u)^2 / (2 sigma^3); DPM-Solver++(2M) -u (1 - u) (2 - 5 u) / (4 sigma^3), where the step
-    before was as long in log sigma. ValueError: u or sigma out of range, an unknown solver.
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A grid and how it was chosen.
+
+    sigmas (n + 1,) descend to 0. method: "density", "recursion" or "robust". goal: the distance that the grid
+    minimises. solver: its name. misfit: of the curve to the nearest Gaussian spectrum, None where it was not asked.
+    spread: of log c in a robust search, else None. evidence: what the choice rests on, in words.
     """
-    p, k = _LOCAL[_solver(solver)]
-    u, sigma = _check.as_float64("u", u), _check.as_float64("sigma", sigma)
-    if not ((u >= 0) & (u <= 1)).all():
-        raise ValueError(f"u runs from {u.min().item()} to {u.max().item()}; pass eps2 / sigma^2, in [0, 1]")
-    if not (sigma > 0).all():
-        raise ValueError(f"sigma = {sigma.min().item()}; a step starts above 0")
-    return k(u) / sigma ** (p + 1)
+
+    sigmas: torch.Tensor
+    method: str
+    goal: object
+    solver: str
+    misfit: float | None
+    spread: float | None
+    evidence: str
+
+    def explain(self):
+        """The choice in a few lines of text."""
+        lines = [
+            f"{len(self.sigmas) - 1} levels for {self.solver}, method {self.method}, goal {self.goal}.",
+            self.evidence,
+        ]
+        if self.misfit is not None:
+            lines.append(f"Misfit to the nearest Gaussian spectrum: {self.misfit:.3g}.")
+        if self.spread is not None:
+            lines.append(f"Spread of log c: {self.spread:.3g}.")
+        return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------- Gaussian data
+def plan(
+    n,
+    curve,
+    solver="ddim",
+    goal=None,
+    sigma_min=0.002,
+    sigma_max=80.0,
+    *,
+    multiplicity=None,
+    method="auto",
+    spread=None,
+    free_end=False,
+    policy=DEFAULT,
+):
+    """The `Plan` of n levels, then 0, that suit a solver and a goal, from an `ErrorCurve` that covers their range.
 
+    solver: a name or a `Solver`. goal: `KL`, `W2` or `Weighted(alpha)`; Weighted(policy.alpha) unless given. Where the
+    curve has `directions`, the density takes each bin for a direction of variance V_i / m_i, its `multiplicity` (m,)
+    the number of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low sigma, where 1 - u_i is
+    small. Else the directions are those of the implied spectrum, but for data of one dimension (curve.dim = 1), whose
+    direction is known. free_end: the last level is free, at sigma_min or above, in a search; a density always ends at
+    sigma_min.
 
-def gaussian_deviation(
-    variances, sigmas, solver="ddim", metric="kl", *, alpha=None, multiplicity=None
-) -> torch.Tensor:
-    """Distance of the law that a solver gives Gaussian data from the data, exact, by `metric` or `alpha`.
+    method "recursion": the best grid of the implied spectrum, of the total error only. "robust": the same search,
+    where each implied c is log-normal, exp(s N(0, 1)) times as large, s the `spread` (policy.spread * sqrt(misfit)
+    unless given); for a multistep solver the sum over steps of its squared errors is added, 2 s^2 times, and no step
+    is much shorter than others. "density": the best density for many steps, in milliseconds. "auto": for solvers of
+    first order, or for fewer than policy.hedged levels, the recursion, else the robust search; the density for more
+    than policy.few levels and where no spectrum fits.
 
-    variances (K,) >= 0, each of `multiplicity` (K,) > 0 directions (1 unless given), sigmas (N + 1,) descending to
-    0. The start is the exact law at sigma_max, of variances c^2 + sigma_max^2. A direction without variance is made
-    exactly by every solver and adds nothing. Returns a scalar, differentiable in `sigmas`. ValueError: bad input.
+    ValueError: n < 2, a bad range, one that the curve does not cover, an unknown solver, goal or method, a curve that
+    lacks what is needed.
     """
-    variances, multiplicity = _spectrum(variances, multiplicity)
-    measure = _measure(variances, multiplicity, metric, alpha)
-    return measure(_ratio(variances, _check.schedule(sigmas), _solver(solver)))
+    n, solver = _check.integer("n", n, 2), find_solver(solver)
+    goal = Weighted(policy.alpha) if goal is None else goal
+    if not hasattr(goal, "of_ratios"):
+        raise ValueError(f"goal = {goal!r}; pass KL, W2 or Weighted(alpha)")
+    if method not in METHODS:
+        raise ValueError(f"method = {method!r}; use one of {', '.join(METHODS)}")
+    if spread is not None:
+        if method != "robust":
+            raise ValueError(f'spread = {spread}, but method = {method!r}; only "robust" has one')
+        spread = _check.positive("spread", spread)
+    low, high = _check.sigma_range(sigma_min, sigma_max)
+    parts, counts = _bins(curve, multiplicity)
+    implied = curve.directions is None and curve.dim != 1
+    asked = method
+    data = found = None
+    if implied or method in ("recursion", "robust") or (method == "auto" and n <= policy.few):
+        data = implied_spectrum(curve)
+        found = misfit(curve, *data)
+    method, why = _method(method, n, solver, found, policy)
+    if method == "density":
+        time = _curve_density(curve, parts, counts, data if implied else None, solver, goal, low, high)
+        return Plan(
+            time_sigmas(n, time, low, high),
+            method,
+            goal,
+            solver.name,
+            found,
+            None,
+            why if asked == "auto" else _GIVEN,
+        )
+    _covered(curve, low, high)
+    if method == "robust":
+        spread = policy.spread * found**0.5 if spread is None else spread
+        sigmas = _robust(data, n, solver, goal, low, high, free_end, spread, policy)
+    else:
+        sigmas = _search(data, _Deviation(data, solver, goal), n, solver, goal, low, high, free_end)
+    return Plan(sigmas, method, goal, solver.name, found, spread, why)
+
+
+_GIVEN = "The method was named by the caller."
+
+
+def _method(method, n, solver, found, policy):
+    """The method that "auto" stands for, and the reason in words."""
+    if method != "auto":
+        return method, _GIVEN
+    if n > policy.few:
+        return "density", f"More than {policy.few} levels: the limit of many steps is as good as a search."
+    limit, pair = policy.misfit * solver.order, (solver.name, n)
+    fits = found <= limit
+    if not fits and pair not in policy.always_robust:
+        return (
+            "density",
+            f"The misfit {found:.3g} is above {limit:g}: no Gaussian spectrum has this error curve.",
+        )
+    told = (
+        f"The misfit {found:.3g} is at most {limit:g}: a Gaussian spectrum has this error curve."
+        if fits
+        else f"{solver.name} with {n} levels cannot afford the density's last level, at sigma_min."
+    )
+    if solver.order == 1 or n < policy.hedged:
+        return (
+            "recursion",
+            f"{told} A solver of first order, or fewer than {policy.hedged} levels, needs no hedge.",
+        )
+    return "robust", f"{told} A solver of higher order needs scales that are right, so they are spread."
+
+
+def solver_aware_sigmas(
+    curve,
+    n,
+    solver="ddim",
+    metric=None,
+    sigma_min=0.002,
+    sigma_max=80.0,
+    *,
+    alpha=None,
+    multiplicity=None,
+    method="auto",
+    spread=None,
+    free_end=False,
+):
+    """The levels of `plan`, (n + 1,): the short form, with the goal as a metric.
+
+    metric "kl" or "w2", or `alpha` for Weighted(alpha); Weighted(0.75) where neither is given: what the features of an
+    ImageNet network weigh, by measurement, and a good compromise between "kl" and "w2" elsewhere. Everything else,
+    and errors, as in `plan`.
+    """
+    goal = None if metric is None and alpha is None else goal_of(metric or "w2", alpha)
+    options = {"multiplicity": multiplicity, "method": method, "spread": spread, "free_end": free_end}
+    return plan(n, curve, solver, goal, sigma_min, sigma_max, **options).sigmas
 
 
 def gaussian_optimal_sigmas(
@@ -121,20 +244,180 @@ def gaussian_optimal_sigmas(
     deterministic. The result is never worse than any of the starts, and with `free_end` never worse than without.
     ValueError: n < 2, no variance above 0, a bad range, an unknown solver or metric.
     """
-    n, solver = _check.integer("n", n, 2), _solver(solver)
+    n, solver = _check.integer("n", n, 2), find_solver(solver)
     low, high = _check.sigma_range(sigma_min, sigma_max)
-    variances, multiplicity = _spectrum(variances, multiplicity)
-    weights = multiplicity * variances ** _exponent(metric, alpha)
-    measure = _measure(variances, multiplicity, metric, alpha)
-
-    def deviation(sigmas):
-        return measure(_ratio(variances, sigmas, solver))
-
-    return _search(deviation, variances, weights, n, solver, low, high, free_end)
+    data, goal = spectrum(variances, multiplicity), goal_of(metric, alpha)
+    return _search(data, _Deviation(data, solver, goal), n, solver, goal, low, high, free_end)
 
 
-def _search(deviation, variances, weights, n, solver, low, high, free_end, least=0.0):
-    """The best grid that descents from several starts find; where they start depends on `variances` and `weights`."""
+# The search
+
+
+class _Deviation:
+    """The deviation of a solver on a `Spectrum` as a function of the levels, with its gradient in log sigma.
+
+    weighed: variances (K,) that the goal weighs, those of the data unless given (a robust search spreads the scales of
+    the data, not what an error weighs). penalty: times the weighted sum over steps of squared errors, each step from
+    the exact law with an exact past. NumPy, so that torch's modes do not matter.
+    """
+
+    _H = 1e-30  # complex step: the imaginary part of f(x + i h) / h is f'(x) to rounding
+
+    def __init__(self, data, solver, goal, weighed=None, penalty=0.0):
+        self.solver, self.goal, self.penalty = solver, goal, penalty
+        self.variances, self.multiplicity = (each.numpy() for each in data)
+        self.weighed = self.variances if weighed is None else weighed.numpy()
+
+    def __call__(self, logs):
+        """(value, gradient (n,)) for the logarithms (n,) of the levels above 0, descending."""
+        n, memory, c2 = len(logs), self.solver.memory, self.variances
+        # Transfer of each step on (state, denoised of the `memory` steps before), with its derivatives in the levels.
+        transfers = np.zeros((n - 1, memory + 1, memory + 1, len(c2)))
+        noises = np.zeros((n - 1, len(c2)))
+        slopes, errors = [], []
+        for steps, depth in self._groups(n):
+            made, noise, error = self._steps(logs, steps, depth)
+            transfers[steps, 0, : depth + 1] = made[0].real.transpose(1, 0, 2)
+            noises[steps] = noise[0].real
+            slopes.append((steps, depth, made.imag / self._H, noise.imag / self._H))
+            errors.append((steps, depth, error))
+        sigma2 = np.exp(2 * logs)
+        gains = c2 / (c2 + sigma2[:, None])
+        if memory:
+            transfers[:, 1, 0] = gains[:-1]
+            for one in range(2, memory + 1):
+                transfers[:, one, one - 1] = 1.0
+        ratio, back = self._chain(transfers, noises, gains[-1], 1 + sigma2[0] / c2)
+        terms, slope = self.goal.of_ratios(ratio, self.weighed)
+        value, slope = self.multiplicity @ terms, self.multiplicity * slope
+        to_transfers, to_noises, to_last = back(slope)
+        gradient = np.zeros(n)
+        gain_slope = -2 * gains * (1 - gains)  # in log sigma
+        gradient[-1] += to_last @ gain_slope[-1]
+        if memory:
+            gradient[:-1] += (to_transfers[:, 1, 0] * gain_slope[:-1]).sum(1)
+        for steps, depth, made, noise in slopes:
+            which = np.arange(n - 1)[steps]
+            for slot in range(depth + 2):
+                part = (to_transfers[steps, 0, : depth + 1] * made[slot].transpose(1, 0, 2)).sum((1, 2))
+                part = part + (to_noises[steps] * noise[slot]).sum(1)
+                np.add.at(gradient, which + 1 - slot, part)
+        if self.penalty:
+            value = value + self._penalised(logs, errors, gradient)
+        return value, gradient
+
+    def _groups(self, n):
+        """Steps that have the same number of steps before them, up to the solver's memory: they are made at once."""
+        for index in range(min(self.solver.memory, n - 1)):
+            yield slice(index, index + 1), index
+        if n - 1 > self.solver.memory:
+            yield slice(self.solver.memory, n - 1), self.solver.memory
+
+    def _steps(self, logs, steps, depth):
+        """Steps with `depth` steps before them, as functions of their levels perturbed one after the other.
+
+        Slots: the level after the step, that before it, then the earlier ones. Returns the transfer of (state, past)
+        to the next state (slots, depth + 1, steps, K), the variance of its noise (slots, steps, K), and with a penalty
+        the relative error of the step from the exact law (slots, steps, K), complex all.
+        """
+        which = np.arange(len(logs) - 1)[steps]
+        levels = np.exp(logs)[which[:, None] + 1 - np.arange(depth + 2)].T  # (slots, steps)
+        levels = levels[None] * (1 + 1j * self._H * np.eye(depth + 2)[:, :, None])
+        sigmas = [levels[:, k, :, None] for k in range(depth + 2)]  # each (perturbed slot, steps, 1)
+        c2 = self.variances
+
+        def gain(sigma):
+            return c2 / (c2 + sigma**2)
+
+        # Rows: a unit state, a unit of each denoised state of the past, and the exact state with its exact past.
+        rows = depth + 1 + bool(self.penalty)
+        shape = (rows, depth + 2, len(which), len(c2))
+        units = np.zeros((depth + 1, *shape), complex)
+        for k in range(depth + 1):
+            units[k, k] = 1.0
+        if self.penalty:
+            exact = [np.sqrt(c2 + sigma**2) for sigma in sigmas]
+            units[0, -1] = exact[1]
+            for k in range(1, depth + 1):
+                units[k, -1] = gain(sigmas[k + 1]) * exact[k + 1]
+        past = tuple((units[k], sigmas[k + 1]) for k in range(1, depth + 1))
+        move = self.solver.step(lambda x, sigma: gain(sigma) * x, units[0], sigmas[1], sigmas[0], past)
+        noise = np.broadcast_to(move.std**2 + 0j, shape[1:])
+        made = move.mean[: depth + 1].transpose(1, 0, 2, 3)
+        if not self.penalty:
+            return made, noise, None
+        return made, noise, np.sqrt(move.mean[-1] ** 2 + noise) / exact[0] - 1
+
+    def _chain(self, transfers, noises, last, start):
+        """The ratio s / c (K,) after all steps, and what carries a slope in it back to the steps.
+
+        start (K,): the variance at sigma_max in units of c^2. A stochastic solver moves the variance; only one without
+        memory has a noise here, so that its variance is a scalar in each direction.
+        """
+        count = len(transfers)
+        if self.solver.stochastic:
+            squares = transfers[:, 0, 0] ** 2
+            added = noises / self.variances
+            states = [start]
+            for k in range(count):
+                states.append(squares[k] * states[-1] + added[k])
+            ratio = last * np.sqrt(states[-1])
+
+            def back(slope):
+                weight = slope * last**2 / (2 * ratio)
+                to_squares, to_added = np.empty_like(squares), np.empty_like(squares)
+                for k in range(count - 1, -1, -1):
+                    to_squares[k], to_added[k] = weight * states[k], weight
+                    weight = weight * squares[k]
+                to_transfers = np.zeros_like(transfers)
+                to_transfers[:, 0, 0] = 2 * transfers[:, 0, 0] * to_squares
+                return to_transfers, to_added / self.variances, slope * ratio / last
+
+            return ratio, back
+        vectors = [np.zeros(transfers.shape[2:])]
+        vectors[0][0] = np.sqrt(start)
+        for k in range(count):
+            vectors.append((transfers[k] * vectors[-1]).sum(1))
+        signed = last * vectors[-1][0]
+
+        def back(slope):
+            slope = slope * np.sign(signed)
+            weight = np.zeros(transfers.shape[2:])
+            weight[0] = slope * last
+            to_transfers = np.empty_like(transfers)
+            for k in range(count - 1, -1, -1):
+                to_transfers[k] = weight[:, None] * vectors[k]
+                weight = (transfers[k] * weight[:, None]).sum(0)
+            return to_transfers, np.zeros_like(noises), slope * vectors[-1][0]
+
+        return np.abs(signed), back
+
+    def _penalised(self, logs, errors, gradient):
+        """The penalty on the steps' own errors; its gradient is added to `gradient`."""
+        n, weights = len(logs), self.penalty * self.multiplicity * self.weighed**self.goal.alpha
+        value = 0.0
+        for steps, depth, error in errors:
+            which = np.arange(n - 1)[steps]
+            value += weights @ (error[0].real ** 2).sum(0)
+            for slot in range(depth + 2):
+                part = (2 * error[0].real * error[slot].imag / self._H) @ weights
+                np.add.at(gradient, which + 1 - slot, part)
+        exact = np.sqrt(1 + np.exp(2 * logs[-1]) / self.variances)  # the step to 0 returns u x
+        own = 1 / exact - 1
+        gradient[-1] += weights @ (2 * own * -(exact**2 - 1) / exact**3)
+        return value + weights @ own**2
+
+
+_ROUGH = {"maxiter": 40, "ftol": 1e-9, "gtol": 1e-7}
+_FINE = {"maxiter": 300, "ftol": 1e-15, "gtol": 1e-9}
+_FINALISTS = 2
+_LEAST_GAP = 1e-3  # of the mean step in log sigma: two levels closer than that are one level
+
+
+def _search(data, deviation, n, solver, goal, low, high, free_end, least=0.0):
+    """The best grid that descents from several starts find. The starts depend on the spectrum and the goal."""
+    variances = data.variances
+    weights = data.multiplicity * torch.as_tensor(deviation.weighed) ** goal.alpha
     middle = (variances.log().mean() / 2).exp()
 
     def starts(low):
@@ -146,287 +429,81 @@ def _search(deviation, variances, weights, n, solver, low, high, free_end, least
         yield arctan_sigmas(n, low, high, c=middle.clamp(low, high))
 
     if n == 2:
-        found = [(torch.inf, _ending_in_zero(torch.tensor([high, low], dtype=torch.float64)))]
-        found[0] = deviation(found[0][1]).item(), found[0][1]
+        only = ending_in_zero(torch.tensor([high, low], dtype=torch.float64))
+        found = [(deviation(only[:-1].log().numpy())[0], only)]
     else:
-        found = [_descend(deviation, start, least=least) for start in starts(low)]
+        found = [_descend(deviation, start, None, least, _ROUGH) for start in starts(low)]
     if free_end:
         for c in (variances.sqrt().min(), middle):  # the last level belongs somewhat below the data's scales
             above = (c / 4).clamp(low * 1.5, high / 4).item()
             if above > low:
-                found += [_descend(deviation, start, low, least) for start in starts(above)]
+                found += [_descend(deviation, start, low, least, _ROUGH) for start in starts(above)]
+    # The descents that came lowest go on; the others have ended in worse places.
+    found = sorted(found, key=lambda pair: pair[0])[:_FINALISTS]
+    if n > 2:
+        ends = [None if not free_end else low for _ in found]
+        found = [
+            _descend(deviation, grid, end, least, _FINE) for (_, grid), end in zip(found, ends, strict=True)
+        ] + found
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def _robust_sigmas(variances, multiplicity, spread, n, solver, metric, alpha, low, high, free_end):
+def _robust(data, n, solver, goal, low, high, free_end, spread, policy):
     """The best grid for data whose log c has this standard deviation about those of a spectrum."""
     nodes, shares = (torch.as_tensor(values) for values in np.polynomial.hermite_e.hermegauss(5))
-    multiplicity = (multiplicity[:, None] * shares / shares.sum()).flatten()
-    scattered = (variances[:, None] * (2 * spread * nodes).exp()).flatten()
-    variances = variances.repeat_interleave(len(nodes))  # what an error weighs is a matter of the spectrum
-    weights = multiplicity * variances ** _exponent(metric, alpha)
-    measure = _measure(variances, multiplicity, metric, alpha)
-
-    def deviation(sigmas):
-        found = measure(_ratio(scattered, sigmas, solver))
-        if solver == "dpmpp_2m":
-            found = found + 2 * spread**2 * (weights @ _multistep_errors(scattered, sigmas).square().sum(0))
-        return found
-
-    # 2M divides by the step before: a pair of close levels makes it another rule, which no real denoiser bears
-    least = min(spread, 0.5) if solver == "dpmpp_2m" else 0.0
-    return _search(deviation, scattered, weights, n, solver, low, high, free_end, least)
+    counts = (data.multiplicity[:, None] * shares / shares.sum()).flatten()
+    scattered = (data.variances[:, None] * (2 * spread * nodes).exp()).flatten()
+    weighed = data.variances.repeat_interleave(len(nodes))  # what an error weighs is a matter of the spectrum
+    wide = type(data)(scattered, counts)
+    multistep = solver.memory > 0
+    deviation = _Deviation(wide, solver, goal, weighed, 2 * spread**2 if multistep else 0.0)
+    least = min(spread, policy.least_step) if multistep else 0.0
+    return _search(wide, deviation, n, solver, goal, low, high, free_end, least)
 
 
-def _descend(deviation, sigmas, low=None, least=0.0):
+def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
     """The smallest deviation that L-BFGS meets from a grid, and its grid; its last level free above `low` if given.
 
     A step in log sigma is at least `least` times the mean, that from a free last level to `low` among them, but for the
     steps of the grid that it starts from.
     """
-    logs = sigmas[:-1].log()
-    if low is not None:
-        logs = torch.cat([logs, torch.tensor([low], dtype=torch.float64).log()])
-    share = logs.diff() / (logs[-1] - logs[0])
-    free = (share - least / len(share)).clamp_min(_LEAST_GAP / len(share)).log().requires_grad_()
-    last = sigmas[-2:] if low is None else sigmas[-1:]
-    scale = deviation(sigmas).item()
+    logs = sigmas[:-1].log().numpy()
+    ends = logs if low is None else np.append(logs, math.log(low))
+    span, count = ends[0] - ends[-1], len(ends) - 1
+    inner = count - 1  # levels that move
+    share = -np.diff(ends) / span
+    start = np.log(np.maximum(share - least / count, _LEAST_GAP / count))
+    scale = deviation(logs)[0]
     best = [scale, sigmas]
 
-    def closure():
-        free.grad = None
-        steps = least / len(free) + (1 - least) * free.softmax(0)
-        inner = logs[0] - (logs[0] - logs[-1]) * steps.cumsum(0)[:-1]
-        grid = torch.cat([sigmas[:1], inner.exp(), last])
-        value = deviation(grid)
-        loss = value / scale
-        loss.backward()
-        gaps = -grid[:-1].log().diff()
-        if value.item() < best[0] and gaps.min() > _LEAST_GAP * gaps.mean():
-            best[:] = value.item(), grid.detach()
-        return loss
+    def loss(free):
+        weight = np.exp(free - free.max())
+        weight /= weight.sum()
+        grid = logs.copy()
+        grid[1 : inner + 1] = ends[0] - span * np.cumsum(least / count + (1 - least) * weight)[:-1]
+        value, gradient = deviation(grid)
+        gaps = -np.diff(grid)
+        if value < best[0] and gaps.min() > _LEAST_GAP * gaps.mean():
+            best[:] = value, ending_in_zero(torch.cat([sigmas[:1], torch.from_numpy(grid[1:]).exp()]))
+            if low is None:
+                best[1][-2] = sigmas[-2]  # not to rounding
+        # A level hangs on all gaps above it.
+        to_gaps = -span * (1 - least) * np.append(np.cumsum(gradient[inner:0:-1])[::-1], 0.0)
+        return value / scale, weight * (to_gaps - weight @ to_gaps) / scale
 
-    torch.optim.LBFGS(
-        [free],
-        max_iter=300,
-        history_size=20,
-        tolerance_grad=1e-9,
-        tolerance_change=1e-13,
-        line_search_fn="strong_wolfe",
-    ).step(closure)
+    if scale > 0:
+        minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxcor": 20, **effort})
     return best
 
 
-def _ratio(variances, sigmas, solver):
-    """s_i / c_i (K,) after all steps, from the exact law at sigmas[0]."""
-    start = 1 + sigmas[0].square() / variances
-    now, ratio = sigmas[:-1, None], (sigmas[1:] / sigmas[:-1])[:, None]
-    u = 1 / (1 + now.square() / variances)
-    if solver == "ddim_stochastic":
-        square = ratio.square()
-        gain = (square + (1 - square) * u).square()
-        noise = sigmas[1:, None].square() * (1 - square) / variances
-        for a, b in zip(gain.unbind(), noise.unbind(), strict=True):
-            start = torch.addcmul(b, a, start)
-        return start.sqrt()
-    euler = ratio + (1 - ratio) * u
-    if solver == "ddim":
-        factor = euler.prod(0)
-    elif solver == "heun":
-        slopes = (1 - u[:-1]) / now[:-1] + (1 - u[1:]) * euler[:-1] / now[1:]
-        factor = (1 + (now[1:] - now[:-1]) / 2 * slopes).prod(0) * u[-1]
-    else:
-        both, back = _multistep(sigmas, ratio, euler, u)
-        before, factor = torch.ones_like(variances), euler[0]
-        for a, b in zip(both[1:].unbind(), back.unbind(), strict=True):
-            before, factor = factor, a * factor + b * before
-        factor = factor.abs()
-    return factor * start.sqrt()
-
-
-def _multistep(sigmas, ratio, euler, u):
-    """What DPM-Solver++(2M) multiplies the last state (N, K) and the one before it (N - 1, K) by, a step."""
-    h = -sigmas[:-1].log().diff()
-    weight = torch.nn.functional.pad(h[1:] / (2 * h[:-1]), (1, 1))[: len(u), None]
-    return euler + (1 - ratio) * weight * u, -((1 - ratio) * weight)[1:] * u[:-1]
-
-
-def _multistep_errors(variances, sigmas):
-    """Relative error (N, K) of the standard deviation in each step of DPM-Solver++(2M), its past exact."""
-    exact = (variances + sigmas[:, None].square()).sqrt()
-    ratio, u = (sigmas[1:] / sigmas[:-1])[:, None], variances / exact[:-1].square()
-    both, back = _multistep(sigmas, ratio, ratio + (1 - ratio) * u, u)
-    made = both * exact[:-1]
-    made = made + torch.nn.functional.pad(back * exact[:-2], (0, 0, 1, 0))
-    return made / exact[1:] - 1
-
-
-def _measure(variances, multiplicity, metric, alpha):
-    """The deviation as a function of the ratios s_i / c_i."""
-    exponent = _exponent(metric, alpha)
-    if alpha is None and metric == "kl":
-
-        def measure(ratio):
-            excess = ratio.square() - 1
-            return multiplicity @ (excess - torch.log1p(excess)) / 2
-
-    else:
-        weights = multiplicity * variances**exponent
-
-        def measure(ratio):
-            return weights @ (ratio - 1).square()
-
-    return measure
-
-
-# ------------------------------------------------------------------------------------------------- error curves
-
-
-def solver_aware_sigmas(
-    curve,
-    n,
-    solver="ddim",
-    metric=None,
-    sigma_min=0.002,
-    sigma_max=80.0,
-    *,
-    alpha=None,
-    multiplicity=None,
-    method="auto",
-    spread=None,
-    free_end=False,
-):
-    """The n levels, then 0, that suit a solver and a metric, from an `ErrorCurve` that covers their range.
-
-    Without `metric` and `alpha`, alpha = 0.75: what the features of an ImageNet network weigh, by measurement (see the
-    book's page on feature distances), and a good compromise between "kl" and "w2" elsewhere.
-
-    method "recursion": `gaussian_optimal_sigmas` of `implied_spectrum`, in a second or so; of the total error only.
-    "robust": the same search, for data that are not Gaussian. The scale of a direction differs from place to place
-    there: each implied c becomes a log-normal one, exp(s N(0, 1)) times as large, s the `spread`. And 2M's errors,
-    which change sign, are not trusted to cancel: the sum over steps of their squares is added, 2 s^2 times; nor is a
-    step much shorter than others, by which 2M divides: in log sigma each is at least min(s, 1/2) of a mean step from
-    sigma_max to sigma_min. Unless given, s = 5 sqrt(m), with m the `misfit` of the implied spectrum: next to 0 for
-    Gaussian data. "density": the best density for many steps, in milliseconds. Where the curve has `directions`, each
-    bin is one of variance V_i / m_i, its `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless
-    given); noise in u_i counts at low sigma, where 1 - u_i is small. Else the directions are the implied spectrum's,
-    but for data of one dimension (curve.dim = 1), whose direction is known. "auto": for solvers of first order, or
-    n < 4, the recursion, else the robust search. But the density for n > 64, and where no spectrum fits (m above 0.01
-    at first order, 0.02 at second), with one exception: for Heun with 4 levels the robust search is ahead even there.
-
-    On power laws with n <= 8 the recursion takes off up to 4% of the density's deviation for DDIM, 3 to 25% for
-    stochastic DDIM, half or more for Heun, and for DPM-Solver++(2M), where the best grids let its errors cancel, a
-    quarter to nearly all. On separate modes, which no Gaussian spectrum has, the density is the better. `free_end` is
-    as there; a density always ends at sigma_min. ValueError: as `gaussian_optimal_sigmas`; a curve that lacks what is
-    needed.
-    """
-    n, solver = _check.integer("n", n, 2), _solver(solver)
-    if method not in ("auto", "density", "recursion", "robust"):
-        raise ValueError(f'method = {method!r}; use "density", "recursion", "robust" or "auto"')
-    if spread is not None:
-        if method != "robust":
-            raise ValueError(f'spread = {spread}, but method = {method!r}; only "robust" has one')
-        spread = _check.positive("spread", spread)
-    low, high = _check.sigma_range(sigma_min, sigma_max)
-    if metric is None:
-        metric, alpha = "w2", FEATURE_ALPHA if alpha is None else alpha
-    exponent = _exponent(metric, alpha)
-    parts, counts = _bins(curve, multiplicity)
-    implied = curve.directions is None and curve.dim != 1
-    if implied or method in ("recursion", "robust") or (method == "auto" and n <= _FEW):
-        variances, masses = implied_spectrum(curve)
-        if method == "auto" and n <= _FEW:
-            fewest = solver == "heun" and n == _FEWEST  # they cannot afford the density's last, at sigma_min
-            if fewest or misfit(curve, variances, masses) <= _MISFIT * order(solver):
-                method = "recursion" if order(solver) == 1 or n < _FEWEST else "robust"
-        if method in ("recursion", "robust"):
-            _covered(curve, low, high)
-        if method == "robust":
-            spread = SPREAD * misfit(curve, variances, masses) ** 0.5 if spread is None else spread
-            return _robust_sigmas(variances, masses, spread, n, solver, metric, alpha, low, high, free_end)
-        if method == "recursion":
-            return gaussian_optimal_sigmas(
-                variances, n, solver, metric, low, high, alpha=alpha, multiplicity=masses, free_end=free_end
-            )
-    if implied:
-        u, counts = 1 / (1 + curve.sigma[:, None].square() / variances), masses
-    else:
-        u = (parts / (counts * curve.sigma[:, None].square())).clamp(0, 1)
-        # The variance of a Gaussian that has the error of the last level; a bin without error has no weight.
-        last = u[-1].clamp_max(1 - 1e-9)
-        variances = curve.sigma[-1].square() * last / (1 - last)
-    weights = torch.where(variances > 0, counts * variances.clamp_min(1e-300) ** exponent, 0.0)
-    return time_sigmas(n, _density_time(curve.sigma, u, weights, solver, low, high), low, high)
-
-
-def implied_spectrum(curve, size=96):
-    """A spectrum (variances (K,), multiplicities (K,)) of Gaussian data whose error is that of an `ErrorCurve`.
-
-    Nonnegative least squares for masses m_k on `size` variances, c_k uniform in log c over the curve's range:
-    sum_k m_k c_k^2 sigma^2 / (c_k^2 + sigma^2) = eps2, weighted by 1 / sigma^2 + D / V. One direction alone makes no
-    larger error than all: c^2 <= 1 / (1 / eps2 - 1 / sigma^2), at the last level. A few atoms come out, however many
-    variances the data have: by the smoothness of the kernel they have the same error, and nearly the same best grids.
-    `curve.directions` is not used: bin by bin, noise would tell more. ValueError: a curve of zeros.
-    """
-    _error_curve(curve)
-    square, total = curve.sigma.square(), curve.eps2.max()
-    if not total > 0:
-        raise ValueError("eps2 = 0 at every level; a curve without error implies no spectrum")
-    most = 1 / (1 / curve.eps2[-1] - 1 / square[-1]).clamp_min(1 / square[-1])
-    ends = square[0].log(), most.maximum(4 * square[0]).log()
-    variances = torch.linspace(*ends, _check.integer("size", size, 2), dtype=torch.float64).exp()
-    rows = 1 / square + (curve.eps2 / square).max() / total
-    scaled = (rows[:, None] / (1 / variances + 1 / square[:, None])).numpy()
-    norms = np.linalg.norm(scaled, axis=0)
-    masses = torch.as_tensor(_nonnegative(scaled / norms, (rows * curve.eps2).numpy()) / norms)
-    return variances[masses > 0], masses[masses > 0]
-
-
-def misfit(curve, variances, multiplicity=None):
-    """How far an `ErrorCurve` is from that of Gaussian data with a spectrum, as `implied_spectrum` returns it.
-
-    Root mean square over log sigma of the difference in u = eps2 / sigma^2, in units of the largest u: 0 for the
-    curve of the spectrum. Noise in the curve is misfit, too. variances (K,), multiplicity (K,) or one each.
-    ValueError: bad input.
-    """
-    _error_curve(curve)
-    variances, multiplicity = _spectrum(variances, multiplicity)
-    square, x = curve.sigma.square(), curve.sigma.log()
-    u = curve.eps2 / square
-    fitted = (multiplicity / (1 + square[:, None] / variances)).sum(1)
-    mean = torch.trapezoid((fitted - u).square(), x) / (x[-1] - x[0])
-    return float(mean.sqrt() / u.max())
-
-
-def _nonnegative(a, b):
-    """argmin |a x - b| over x >= 0. Lawson and Hanson (1974), chapter 23."""
-    x, active = np.zeros(a.shape[1]), np.zeros(a.shape[1], bool)
-    floor = 1e-12 * np.linalg.norm(b)
-    for _ in range(3 * a.shape[1]):
-        gain = a.T @ (b - a @ x)
-        gain[active] = -np.inf
-        if not gain.max() > floor:
-            break
-        active[gain.argmax()] = True
-        while active.any():
-            trial = np.zeros_like(x)
-            trial[active] = np.linalg.lstsq(a[:, active], b, rcond=None)[0]
-            if trial[active].min() > 0:
-                x = trial
-                break
-            falling = active & (trial <= 0)
-            x = x + (x[falling] / (x[falling] - trial[falling])).min() * (trial - x)
-            active &= x > 1e-15 * x.max()
-            x[~active] = 0.0
-    return x
+# The density
 
 
 def _density_time(sigma, u, weights, solver, low, high):
     """The `Time` of the best density between two levels, for u (n, K) at sigma (n,) and weights (K,)."""
-    p, k = _LOCAL[solver]
-    k = k(u).abs()
-    if solver == "ddim_stochastic":
-        k = k * u
+    p, k = solver.order, solver.leading_error(u).abs()
+    if solver.stochastic:
+        k = k * u  # the share of a step's error that is left at sigma = 0
     h = sigma.clamp(low, high).log().diff()
     share = (torch.nn.functional.pad(h, (1, 0)) + torch.nn.functional.pad(h, (0, 1))) / 2
     errors = torch.ones_like(weights)
@@ -450,56 +527,30 @@ def _density_time(sigma, u, weights, solver, low, high):
     return Time(sigma, phi, slope)
 
 
+def _curve_density(curve, parts, counts, data, solver, goal, low, high):
+    """The density's `Time` of a curve: by its bins (n, m) of `counts` dimensions, or by a spectrum."""
+    if data is not None:
+        u, variances = 1 / (1 + curve.sigma[:, None].square() / data.variances), data.variances
+        counts = data.multiplicity
+    else:
+        u = (parts / (counts * curve.sigma[:, None].square())).clamp(0, 1)
+        # The variance of a Gaussian that has the error of the last level; a bin without error has no weight.
+        last = u[-1].clamp_max(1 - 1e-9)
+        variances = curve.sigma[-1].square() * last / (1 - last)
+    weights = torch.where(variances > 0, counts * variances.clamp_min(1e-300) ** goal.alpha, 0.0)
+    return _density_time(curve.sigma, u, weights, solver, low, high)
+
+
 def _covered(curve, low, high):
     ends = curve.sigma[0].item(), curve.sigma[-1].item()
-    if low < ends[0] * (1 - 1e-9) or high > ends[1] * (1 + 1e-9):
+    if low < ends[0] * (1 - _check.SLACK) or high > ends[1] * (1 + _check.SLACK):
         raise ValueError(f"sigma from {low} to {high} is outside the curve, which covers {list(ends)}")
-
-
-# ------------------------------------------------------------------------------------------------- arguments
-
-
-def _solver(solver):
-    name = _ALIAS.get(solver, solver) if isinstance(solver, str) else solver
-    if name not in _LOCAL:
-        raise ValueError(f"solver = {solver!r}; pass one of {sorted([*_LOCAL, *_ALIAS])}")
-    return name
-
-
-def _exponent(metric, alpha):
-    if metric not in _ALPHA:
-        raise ValueError(f'metric = {metric!r}; use "kl" or "w2", or pass alpha')
-    return _ALPHA[metric] if alpha is None else float(_check.as_float64("alpha", alpha))
-
-
-def _spectrum(variances, multiplicity):
-    """Distinct variances above 0 and their multiplicities."""
-    variances = _check.as_float64("variances", variances).detach()
-    if variances.ndim != 1 or not (variances >= 0).all() or not (variances > 0).any():
-        raise ValueError(f"variances = {variances}; pass (K,) of at least 0, one of them above 0")
-    multiplicity = _multiplicity(multiplicity, len(variances))
-    some = variances > 0
-    values, index = variances[some].unique(return_inverse=True)
-    return values, torch.zeros_like(values).index_add(0, index, multiplicity[some])
-
-
-def _multiplicity(multiplicity, m):
-    if multiplicity is None:
-        return torch.ones(m, dtype=torch.float64)
-    multiplicity = _check.as_float64("multiplicity", multiplicity)
-    if multiplicity.shape != (m,) or not (multiplicity > 0).all():
-        raise ValueError(f"multiplicity = {multiplicity}; pass one above 0 for each of the {m} directions")
-    return multiplicity
-
-
-def _error_curve(curve):
-    if not isinstance(curve, ErrorCurve):
-        raise ValueError(f"curve is a {type(curve).__name__}; pass an ErrorCurve")
 
 
 def _bins(curve, multiplicity):
     """Errors by bin (n, m) and the number of dimensions in each (m,)."""
-    _error_curve(curve)
+    if not hasattr(curve, "eps2"):
+        raise ValueError(f"curve is a {type(curve).__name__}; pass an ErrorCurve")
     if curve.directions is None:
         if multiplicity is not None:
             raise ValueError(
@@ -511,4 +562,4 @@ def _bins(curve, multiplicity):
         raise ValueError(
             f"multiplicity = None, but the {m} bins hold {curve.dim} dimensions; pass that of the basis"
         )
-    return curve.directions, _multiplicity(multiplicity, m)
+    return curve.directions, _check.multiplicity(multiplicity, m)

@@ -13,7 +13,7 @@ import torch
 
 from entropic import _check
 from entropic.curve import ErrorCurve
-from entropic.files import write_atomically
+from entropic.files import load_arrays, write_atomically
 
 __all__ = [
     "SavedCurve",
@@ -102,7 +102,7 @@ def save_curve(path, curve, *, multiplicity=None, amplitudes=None, **provenance)
     """Write an `ErrorCurve` to `path` (*.npz), bit for bit, with a sha256 of all of it.
 
     multiplicity (m,) > 0, the basis vectors behind each of the curve's directions, and amplitudes (m,) >= 0, the
-    data's, as `Basis.multiplicity` and `amplitudes` of `entropic.estimate` give them. `provenance`, version, date
+    data's, as `Basis.multiplicity` and `amplitudes` of `entropic.bases` give them. `provenance`, version, date
     and errors: as `save_schedule`.
     """
     path = _suffixed(path, ".npz")
@@ -118,26 +118,22 @@ def save_curve(path, curve, *, multiplicity=None, amplitudes=None, **provenance)
 def load_curve(path):
     """The `SavedCurve` of `save_curve`, bit for bit. ValueError: a truncated, altered or impossible one."""
     path = Path(path)
-    content = path.read_bytes()
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # a damaged zip fails in many ways
-        raise ValueError(
-            f"{path} is no whole npz ({error}); it is truncated or altered, save it again"
-        ) from error
+        arrays = load_arrays(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; it is truncated or altered, save it again") from error
     lacking = {"sigma", "eps2", "sha256", "provenance"} - arrays.keys()
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(sorted(lacking))}; it was not written by save_curve")
     _compare(path, str(arrays.pop("sha256")), _digest(arrays))
-    about = json.loads(str(arrays.pop("provenance")))
     try:
+        about = json.loads(str(arrays.pop("provenance")))
         tensors = {name: torch.from_numpy(value) for name, value in arrays.items() if value.ndim}
         scalars = {name: value.item() for name, value in arrays.items() if not value.ndim}
         more = {name: tensors.pop(name, None) for name in ("multiplicity", "amplitudes")}
         curve = ErrorCurve(**tensors, **scalars)
         _per_direction(curve, more)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
     return SavedCurve(curve, **more, provenance=about)
 

@@ -13,7 +13,7 @@ from entropic.noise import edm, vp_cosine, vp_linear
 def edm_sigmas(n, sigma_min=0.002, sigma_max=80.0, rho=7.0):
     """Uniform in sigma^(1 / rho). Source: Karras et al. (2022), eq. 5."""
     rho = positive("rho", rho)
-    return _uniform(n, sigma_min, sigma_max, lambda sigma: sigma ** (1 / rho), lambda tau: tau**rho)
+    return uniform_in(n, sigma_min, sigma_max, lambda sigma: sigma ** (1 / rho), lambda tau: tau**rho)
 
 
 def linear_sigmas(n, sigma_min=0.002, sigma_max=80.0):
@@ -23,7 +23,7 @@ def linear_sigmas(n, sigma_min=0.002, sigma_max=80.0):
 
 def log_sigmas(n, sigma_min=0.002, sigma_max=80.0):
     """Uniform in log sigma: a geometric sequence."""
-    return _uniform(n, sigma_min, sigma_max, torch.log, torch.exp)
+    return uniform_in(n, sigma_min, sigma_max, torch.log, torch.exp)
 
 
 def cosine_sigmas(n, sigma_min=0.002, sigma_max=80.0):
@@ -39,7 +39,7 @@ def vp_sigmas(n, sigma_min=0.002, sigma_max=80.0, beta_d=19.9, beta_min=0.1):
 def arctan_sigmas(n, sigma_min=0.002, sigma_max=80.0, c=1.0):
     """Uniform in arctan(sigma / c): optimal for data N(0, c^2 I). Source: eq. 6, Theorem C.1."""
     c = positive("c", c)
-    return _uniform(n, sigma_min, sigma_max, lambda sigma: (sigma / c).atan(), lambda tau: c * tau.tan())
+    return uniform_in(n, sigma_min, sigma_max, lambda sigma: (sigma / c).atan(), lambda tau: c * tau.tan())
 
 
 def entropic_sigmas(n, curve, sigma_min=0.002, sigma_max=80.0):
@@ -59,15 +59,16 @@ def spectral_sigmas(n, curve, amplitudes, sigma_min=0.002, sigma_max=80.0):
 
 def time_sigmas(n, time, sigma_min=0.002, sigma_max=80.0):
     """Uniform in any `Time`. Source: Algorithm 1."""
-    return _ending_in_zero(time.place(n, sigma_min, sigma_max))
+    return ending_in_zero(time.place(n, sigma_min, sigma_max))
 
 
 def uniform_sigmas(n, process, sigma_min=0.002, sigma_max=80.0):
     """Uniform in a process's own t: the "standard time" of the paper."""
-    return _uniform(n, sigma_min, sigma_max, process.t, process.sigma)
+    return uniform_in(n, sigma_min, sigma_max, process.t, process.sigma)
 
 
-def _uniform(n, sigma_min, sigma_max, forward, backward):
+def uniform_in(n, sigma_min, sigma_max, forward, backward):
+    """The schedule uniform in tau = forward(sigma); `backward` is the inverse. Both map float64 tensors."""
     n = integer("n", n, 2)
     low, high = sigma_range(sigma_min, sigma_max)
     start, end = forward(as_float64("sigma", [high, low])).tolist()
@@ -75,10 +76,11 @@ def _uniform(n, sigma_min, sigma_max, forward, backward):
     sigma = backward(start + share * (end - start))
     # The ends are meant exactly, not to rounding.
     sigma[0], sigma[-1] = high, low
-    return _ending_in_zero(sigma)
+    return ending_in_zero(sigma)
 
 
-def _ending_in_zero(sigma):
+def ending_in_zero(sigma):
+    """The schedule of the levels `sigma` (n,), above 0: they, then 0. ValueError unless they descend strictly."""
     if not (sigma.diff() < 0).all():
         low, high, n = sigma[-1].item(), sigma[0].item(), len(sigma)
         raise ValueError(

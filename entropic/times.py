@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
 
-from entropic._check import as_float64, integer, levels, sigma_range
+from entropic._check import SLACK, as_float64, integer, levels, sigma_range
 
 # dphi / dsigma = eps2 / sigma^power
 POWER = {"entropic": 3, "rescaled": 2}
@@ -148,8 +148,7 @@ class Time:
     def _locate(self, sigma):
         sigma = levels(sigma)
         low, high = self.sigma[0].item(), self.sigma[-1].item()
-        # The slack forgives the rounding of a grid's ends, such as those of logspace.
-        bad = ~((sigma >= low * (1 - 1e-9)) & (sigma <= high * (1 + 1e-9)))
+        bad = ~((sigma >= low * (1 - SLACK)) & (sigma <= high * (1 + SLACK)))
         if bad.any():
             value = sigma[bad].flatten()[0].item()
             raise ValueError(f"sigma = {value} is outside the curve, which covers [{low:g}, {high:g}]")

@@ -13,19 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from entropic import estimate as module
+from entropic import files
+from entropic.bases import Basis, amplitudes, fourier_basis, pca_basis
 from entropic.curve import ErrorCurve, eps2_from_edm_loss
-from entropic.estimate import (
-    Basis,
-    amplitudes,
-    curve_from_logvar,
-    curve_from_training_log,
-    estimate,
-    fourier_basis,
-    pca_basis,
-    pixel_basis,
-    smooth,
-)
+from entropic.estimate import curve_from_logvar, curve_from_training_log, estimate, smooth
 from entropic.mixtures import GaussianMixture
 from tests.conftest import ROOT
 
@@ -149,6 +140,11 @@ def test_draws_are_common_or_independent_and_never_repeat_a_row(common):
     assert all((each == drawn[0]) == common for each in drawn[1:])
 
 
+def _pixels(error):
+    """Every entry is a direction of its own."""
+    return error.flatten(1).square()
+
+
 # What does not change a number
 
 
@@ -188,16 +184,18 @@ def test_labels_follow_their_rows():
 KILLED = """
     import sys, time
     sys.path.insert(0, {root!r})
-    from entropic import estimate as module
+    from entropic import bases, estimate, files
     from tests.test_estimate import SIGMA, _images, _linear
-    module._PAUSE = 0.0
+    files._PAUSE = 0.0
 
     def slow(x, sigma):
         time.sleep(0.05)
         return _linear(x, sigma)
 
-    arguments = {{"bases": {{"frequency": module.fourier_basis((2, 6, 6))}}, "common_noise": {common}}}
-    module.estimate(slow, _images(), SIGMA, samples=50, batch=5, seed=7, store={store!r}, **arguments)
+    arguments = {{"bases": {{"frequency": bases.fourier_basis((2, 6, 6))}}, "common_noise": {common}}}
+    estimate.estimate(
+        slow, _images(), SIGMA, samples=50, batch=5, seed=7, store={store!r}, tag="linear", **arguments
+    )
 """
 
 
@@ -228,19 +226,19 @@ def test_a_killed_run_ends_with_the_same_arrays(tmp_path, monkeypatch, common):
 
     bases = {"frequency": fourier_basis((2, 6, 6))}
     arguments = {"samples": 50, "batch": 5, "seed": 7, "bases": bases, "common_noise": common}
-    resumed = estimate(counted, _images(), SIGMA, store=store, **arguments)
+    resumed = estimate(counted, _images(), SIGMA, store=store, tag="linear", **arguments)
     assert sum(rows) == total - done
     whole = estimate(_linear, _images(), SIGMA, **arguments)
     assert torch.equal(resumed.errors, whole.errors)
     for a, b in zip(resumed.directions["frequency"], whole.directions["frequency"], strict=True):
         assert torch.equal(a, b)
     # Finished: no call more.
-    again = estimate(None, _images(), SIGMA, store=store, **arguments)
+    again = estimate(None, _images(), SIGMA, store=store, tag="linear", **arguments)
     assert torch.equal(again.errors, whole.errors)
 
 
 def test_a_run_goes_on_in_another_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_PAUSE", 0.0)
+    monkeypatch.setattr(files, "_PAUSE", 0.0)
     calls = iter(range(20))
 
     def failing(x, sigma):
@@ -248,7 +246,7 @@ def test_a_run_goes_on_in_another_batch(tmp_path, monkeypatch):
             raise RuntimeError("out of memory")
         return _linear(x, sigma)
 
-    arguments = {"samples": 50, "store": tmp_path / "store.npz"}
+    arguments = {"samples": 50, "store": tmp_path / "store.npz", "tag": "linear"}
     with pytest.raises(RuntimeError):
         estimate(failing, _images(), SIGMA, batch=16, **arguments)
     resumed = estimate(_linear, _images(), SIGMA, batch=3, **arguments)
@@ -288,15 +286,21 @@ def test_a_store_of_other_arguments_is_refused(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=f"was made with other .*{name}"):
             call(**{name: value})
-    for bases in ({}, {"other": given["bases"]["own"]}, {**given["bases"], "pixel": pixel_basis((2, 6, 6))}):
+    for bases in ({}, {"other": given["bases"]["own"]}, {**given["bases"], "pixel": _pixels}):
         with pytest.raises(ValueError, match="was made with other bases"):
             call(bases=bases)
     call()
     assert len(before) == len(store.read_bytes()) and os.listdir(tmp_path) == ["store.npz"]
-    for content in (b"", before[: len(before) // 2], b"not a store"):
+    for content in (b"", before[:100], before[: len(before) // 2], before[:-9]):
         store.write_bytes(content)
-        with pytest.raises(ValueError, match="is not the store of an estimate"):
+        with pytest.warns(UserWarning, match="store.npz is damaged and is computed anew"):
             call()
+        with np.load(store) as file:
+            assert (file["done"] == 20).all()
+    store.write_bytes(b"not a store")
+    with pytest.raises(ValueError, match="is not the store of an estimate"):
+        call()
+    assert store.read_bytes() == b"not a store"
     np.savez(store, eps2=[1.0])
     with pytest.raises(ValueError, match="is not the store of an estimate"):
         call()
@@ -312,7 +316,6 @@ def test_progress_is_shown_only_where_wanted(capsys):
 # Bases
 
 BASES = {
-    "pixel": pixel_basis((3, 8, 6)),
     "Fourier": fourier_basis((3, 8, 6)),
     "Fourier, odd": fourier_basis((144, 1)),
     "Fourier, one channel": fourier_basis((12, 12)),
@@ -386,9 +389,7 @@ def test_directions_meet_the_exact_error_of_each():
     x = torch.randn(5000, 3, generator=_generator(12), dtype=F64) * variance.sqrt() @ frame.T
     mixture = GaussianMixture.full(torch.zeros(1, 3), (frame * variance @ frame.T)[None])
     basis = Basis(lambda e: (e @ frame).square(), (3,), torch.ones(3, dtype=F64))
-    found = estimate(
-        mixture.denoiser, x, SIGMA, samples=4000, bases={"axes": basis, "pixel": pixel_basis((3,))}
-    )
+    found = estimate(mixture.denoiser, x, SIGMA, samples=4000, bases={"axes": basis, "pixel": _pixels})
     mean, stderr = found.directions["axes"]
     exact = variance * SIGMA[:, None].square() / (variance + SIGMA[:, None].square())
     assert mean.shape == stderr.shape == (12, 3)
@@ -596,12 +597,12 @@ BAD = {
     "bases['flat'] returned (2,); it must return (2, m)": lambda: _bad(
         bases={"flat": lambda e: e.flatten(1).square().sum(1)}
     ),
-    "this basis is one of (3, 3)": lambda: _bad(bases={"pixel": pixel_basis((3, 3))}),
+    "this basis is one of (3, 3)": lambda: _bad(bases={"frequency": fourier_basis((3, 3))}),
     "basis = 'pixel'; this estimate has []": lambda: _bad().curve("pixel"),
     "rank = 73; x has 72 dimensions": lambda: pca_basis(X, 73),
     "smoothing needs both": lambda: smooth(ErrorCurve(SIGMA, SIGMA)),
     "eps2[-1] = 0.0": lambda: smooth(ErrorCurve(SIGMA, 0 * SIGMA, SIGMA, dim=1)),
-    "within = 'bin'": lambda: amplitudes(pixel_basis((2, 6, 6)), X, within="bin"),
+    "within = 'bin'": lambda: amplitudes(fourier_basis((2, 6, 6)), X, within="bin"),
 }
 
 

@@ -36,12 +36,15 @@ class Server:
                 if name not in outer.files:
                     return self.send_error(404)
                 content = outer.files[name]
-                start = int(span[6:-1]) if span and outer.ranges else 0
+                etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+                same = self.headers.get("If-Range", etag) == etag
+                start = int(span[6:-1]) if span and outer.ranges and same else 0
                 if start >= len(content):
                     return self.send_error(416)
                 self.send_response(206 if start else 200)
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                self.send_header("ETag", etag)
                 self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
                 self.wfile.write(content[start : outer.cut])
@@ -124,7 +127,7 @@ def test_altered_file_is_refused_and_a_new_one_held_to_the_record(server, get):
         ValueError, match=rf"{OTHER}, expected {SHA256}.*nothing was kept, and {path}.sha256 too"
     ):
         get()
-    assert not path.exists() and path.with_name("net.pkl.part").stat().st_size == 0
+    assert _names(path.parent) == ["net.pkl.sha256"]
     server.files["net.pkl"] = CONTENT
     assert get().read_bytes() == CONTENT
 
@@ -132,7 +135,7 @@ def test_altered_file_is_refused_and_a_new_one_held_to_the_record(server, get):
 def test_pin_refuses_another_file_and_outranks_the_record(server, get, tmp_path, capsys):
     with pytest.raises(ValueError, match=f"{SHA256}, expected {OTHER}, as passed; nothing was kept"):
         get(sha256=OTHER)
-    assert _names(tmp_path / "kept") == ["net.pkl.part"]
+    assert _names(tmp_path / "kept") == []
     assert "trusted" not in capsys.readouterr().err
     path = get(sha256=SHA256.upper())
     assert path.with_name("net.pkl.sha256").read_text().split()[0] == SHA256
@@ -152,7 +155,7 @@ def test_page_of_a_proxy_is_not_trusted(server, get, tmp_path):
     server.files["net.pkl"] = b"<html>Log in to the network</html>"
     with pytest.raises(ValueError, match=r"34 bytes came, which is not net\.pkl, about 1 MB"):
         get(size=1)
-    assert _names(tmp_path / "kept") == ["net.pkl.part"]
+    assert _names(tmp_path / "kept") == []
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -179,7 +182,10 @@ def test_killed_download_goes_on(server, get, tmp_path):
         time.sleep(0.01)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    assert _names(part.parent) == ["net.pkl.part"] and part.read_bytes() == CONTENT[: 2 << 18]
+    assert (
+        _names(part.parent) == ["net.pkl.part", "net.pkl.part.json"]
+        and part.read_bytes() == CONTENT[: 2 << 18]
+    )
     server.hang.clear()
     server.cut = None
     assert get().read_bytes() == CONTENT

@@ -250,6 +250,25 @@ def test_it_runs_as_a_module(tmp_path):
             ["schedule", "gaussian-optimal", "-n", 4, "--preset", 1, "--solver", "ddim", "--alpha", "nan"],
             "alpha",
         ),
+        (
+            ["schedule", "solver-aware", "-n", 4, "--preset", 1, "--solver", "heun", "--alpha", "1e3"],
+            "alpha = 1000.0;",
+        ),
+        (
+            ["schedule", "solver-aware", "-n", 4, "--preset", 1, "--solver", "heun", "--alpha", "-1e3"],
+            "alpha = -1000.0",
+        ),
+        (
+            ["schedule", "solver-aware", "-n", 4, "--preset", 1, "--solver", "heun", "--alpha", "inf"],
+            "alpha = inf",
+        ),
+        (["schedule", "edm", "-n", 4, "--sigma-min", "-1e-3"], "sigma_min = -0.001"),
+        (["schedule", "edm", "-n", 4, "--out", "/none/s.json"], "/none/s.json"),
+        (["schedule", "edm", "-n", 4, "--out", "/none/s.json"], "its folder does not exist; make it first"),
+        (
+            ["schedule", "edm", "-n", 4, "--out", f"/tmp/{'a' * 251}.json"],
+            "cannot be written: File name too long",
+        ),
         (["schedule", "rescaled", "-n", 4, "--variances", "/none/v.txt"], "/none/v.txt"),
         (["schedule", "rescaled", "-n", 4, "--variances", "/"], "/"),
         (["schedule", "edm", "-n", 4, "--out", "/none/s.json"], "/none"),

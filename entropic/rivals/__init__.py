@@ -21,7 +21,7 @@ import torch
 from entropic import _check
 from entropic._check import as_float64, integer, positive, sigma_range
 from entropic.noise import edm, flow_matching
-from entropic.schedules import _ending_in_zero, _uniform, edm_sigmas, log_sigmas
+from entropic.schedules import edm_sigmas, ending_in_zero, log_sigmas, uniform_in
 
 Denoiser = Callable[[torch.Tensor, float], torch.Tensor]
 
@@ -44,7 +44,7 @@ def polyexponential_sigmas(n, sigma_min=0.002, sigma_max=80.0, rho=1.0):
     rho = positive("rho", rho)
     low, high = sigma_range(sigma_min, sigma_max)
     span = math.log(high / low)
-    return _uniform(
+    return uniform_in(
         n,
         low,
         high,
@@ -69,7 +69,7 @@ def laplace_sigmas(n, sigma_min=0.002, sigma_max=80.0, mu=0.0, b=0.5):
             f"mu = {mu}, b = {b}: several of n = {n} levels fall outside [{low:g}, {high:g}]; widen the range or "
             "take a smaller b"
         )
-    return _ending_in_zero(sigma)
+    return ending_in_zero(sigma)
 
 
 # A table of the training sigmas
@@ -98,7 +98,7 @@ def simple_sigmas(n, table=None):
     if n > len(table):
         raise ValueError(f"n = {n} exceeds the {len(table)} entries of the table; take fewer")
     index = torch.arange(n) * len(table) // n
-    return _ending_in_zero(table.flip(0)[index])
+    return ending_in_zero(table.flip(0)[index])
 
 
 def beta_sigmas(n, table=None, alpha=0.6, beta=0.6):
@@ -114,7 +114,7 @@ def beta_sigmas(n, table=None, alpha=0.6, beta=0.6):
     # A median lies halfway between two entries: its rounding must not hang on the last bit.
     place = (1e9 * (len(table) - 1) * place).round() / 1e9
     index = place.round().long().unique_consecutive()
-    return _ending_in_zero(table[index])
+    return ending_in_zero(table[index])
 
 
 # An error curve
@@ -201,7 +201,7 @@ def klub_sigmas(curve, n, sigma_min=0.002, sigma_max=80.0, *, levels=400):
         # The window shrinks once no level leaves it for a gain above rounding.
         if ((best > 0) & (best < 8))[1:-1].all() or not value < before * (1 - 1e-12):
             width /= 3
-    return _ending_in_zero(sigma)
+    return ending_in_zero(sigma)
 
 
 # The solver alone
@@ -283,7 +283,7 @@ def gits_sigmas(
             cost[i, j] = missed.norm(dim=1).double().mean() - distance[j]
     _check.check_finite("the denoiser's cost", cost[cost < math.inf])
     path = _cheapest(discount**step * cost for step in range(n - 1))
-    return Placed(_ending_in_zero(grid[path]), model.calls)
+    return Placed(ending_in_zero(grid[path]), model.calls)
 
 
 def oss_sigmas(
@@ -426,7 +426,7 @@ def cos_sigmas(
             score_after = (model(x, after) - x) / (s_after * after**2)
             work.append(s_after * after * _root_mean_square(score_after - score))
         grid = _place(grid, torch.stack(work), levels if left else n)[:-1]
-    return Placed(_ending_in_zero(grid), model.calls)
+    return Placed(ending_in_zero(grid), model.calls)
 
 
 def crs_sigmas(
@@ -614,7 +614,7 @@ def _between(sigma, sigma_min, sigma_max):
     """`sigma` with its ends exact, then 0."""
     low, high = sigma_range(sigma_min, sigma_max)
     sigma[0], sigma[-1] = high, low
-    return _ending_in_zero(sigma)
+    return ending_in_zero(sigma)
 
 
 def _place(grid, increments, n):
@@ -628,7 +628,7 @@ def _place(grid, increments, n):
     share = torch.linspace(0.0, 1.0, n, dtype=torch.float64) * total[-1]
     sigma = _interpolate(share, total, grid.log()).exp()
     sigma[0], sigma[-1] = grid[0], grid[-1]
-    return _ending_in_zero(sigma)
+    return ending_in_zero(sigma)
 
 
 def _cheapest(costs):

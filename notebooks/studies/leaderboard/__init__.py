@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from entropic import rivals
+from entropic.bases import pca_basis
 from entropic.curve import ErrorCurve
-from entropic.estimate import estimate, pca_basis
+from entropic.estimate import estimate
 from entropic.exact import deterministic_law, gaussian_kl, gaussian_law, gaussian_w2, stochastic_law
 from entropic.images import metrics
 from entropic.images.data import load_images, to_pixels, to_uint8

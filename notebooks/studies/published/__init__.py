@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from entropic import _check
-from entropic.estimate import amplitudes, curve_from_logvar, estimate, fourier_basis
+from entropic.bases import amplitudes, fourier_basis
+from entropic.estimate import curve_from_logvar, estimate
 from entropic.files import cache, write_atomically
 from entropic.images import metrics
 from entropic.images.data import load_images, paper_table, to_pixels, to_uint8
