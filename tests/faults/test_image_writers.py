@@ -49,6 +49,7 @@ def test_of_two_jobs_of_other_arguments_one_is_refused(tmp_path):
         def claim(chunk, folder=tmp_path / str(turn), barrier=barrier, said=said):
             arguments = dict.fromkeys(generating._ARGUMENTS, 1)
             arguments |= {"seeds": [1], "output": "uint8", "features": {}, "chunk": chunk}
+            arguments["contents"] = {"sampler": "", "decode": "", "features": {}}
             barrier.wait()
             try:
                 generating._claim(folder, arguments)
