@@ -7,6 +7,8 @@ import io
 import os
 import pickle
 import tarfile
+import warnings
+import zlib
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 
 from entropic import _check
-from entropic.files import cache, download
+from entropic.files import cache, download, replaced
 
 _FASHION_CLASSES = (
     "T-shirt",
@@ -70,6 +72,133 @@ class ImageSet(NamedTuple):
     name: str
 
 
+# What images, states and labels are. Every entrance that takes one of them calls its check.
+
+
+def check_images(images, shape=None, name="images"):
+    """Return `images`; ValueError unless they are a tensor uint8 (N, C, H, W) of one or more grey or colour images.
+
+    C is 1 or 3; `shape` (C, H, W) asks for one size.
+    """
+    if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8:
+        raise ValueError(
+            f"{name} is {_described(images)}; pass a tensor uint8 (N, C, H, W) of values 0 to 255, "
+            "as load_images(...).images is (to_uint8 makes it of floats in [-1, 1])"
+        )
+    wanted = f"(N, {', '.join(map(str, shape))})" if shape else "(N, C, H, W) with C = 1 or 3"
+    fits = images.ndim == 4 and len(images) > 0
+    if not fits or (
+        images.shape[1] not in (1, 3) if shape is None else images.shape[1:] != torch.Size(shape)
+    ):
+        turned = "; permute(0, 3, 1, 2) takes colours from the last place to the second"
+        last = turned if images.ndim == 4 and images.shape[3] in (1, 3) else ""
+        raise ValueError(f"{name} has shape {tuple(images.shape)}; pass {wanted}, N >= 1{last}")
+    return images
+
+
+def check_states(x, shape=None, name="x"):
+    """Return `x`; ValueError unless it is a tensor of finite floats (N, C, H, W), of `shape` (C, H, W) where given.
+
+    States are what a network denoises: pixels in [-1, 1] or latents, with or without noise. Under torch.compile
+    and on the meta device there are no values to look at.
+    """
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        raise ValueError(
+            f"{name} is {_described(x)}; pass a tensor of floats, of which pixels lie in [-1, 1] "
+            "(to_pixels makes them of uint8)"
+        )
+    if x.ndim != 4 or (shape is not None and x.shape[1:] != torch.Size(shape)):
+        wanted = "N, C, H, W" if shape is None else f"N, {', '.join(map(str, shape))}"
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; pass floats ({wanted})")
+    return _check.check_finite(name, x) if has_values(x) else x
+
+
+def check_scale(x, name="x"):
+    """Return a whole set of states or pixels; ValueError if it is empty or no value in it is below 0.
+
+    Numbers alone cannot tell pixels in [0, 1] from bright ones in [-1, 1]. But in a whole set of pixels in [-1, 1]
+    black is -1, and latents are centred near 0: both have negative values. Pixels in [0, 1] or from 0 to 255
+    have none, and a network would denoise them without a warning.
+    """
+    if not x.numel():
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, so it is empty; pass one state or more")
+    if not (x < 0).any():
+        raise ValueError(
+            f"{name} runs from {x.min().item():g} to {x.max().item():g}, as pixels in [0, 1] or from 0 to 255 do; "
+            "pass pixels in [-1, 1] (2 x - 1, or to_pixels of uint8) or latents"
+        )
+    return x
+
+
+def check_labels(labels, count, num_classes, name="labels"):
+    """Return `labels`; ValueError unless they are a tensor int64 (count,) of classes from 0 to num_classes - 1."""
+    if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or tuple(labels.shape) != (count,):
+        one_hot = isinstance(labels, torch.Tensor) and labels.ndim == 2
+        raise ValueError(
+            f"{name} is {_described(labels)}; pass one int64 class for each of {count} rows"
+            + (", as argmax(1) makes them of one-hot rows" if one_hot else "")
+        )
+    if has_values(labels) and count and (labels.min() < 0 or labels.max() >= max(num_classes, 1)):
+        raise ValueError(
+            f"{name} range from {labels.min()} to {labels.max()}; there are {num_classes} classes, from 0"
+        )
+    return labels
+
+
+def has_values(tensor):
+    """Whether the values of a tensor can be looked at: not under torch.compile, and not on the meta device."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta)
+
+
+def load_states(path, shape, num_classes):
+    """States x (N, C, H, W) float32 and labels (N,) int64 of a file *.npz of numpy's that holds "x" and "labels".
+
+    x are floats as a network sees them: pixels in [-1, 1] or latents. `shape` (C, H, W) and `num_classes` are those
+    of the network; where num_classes is 0 the file needs no labels, which are then 0. ValueError: a damaged file,
+    one without these arrays, or arrays that do not fit, with the path. FileNotFoundError: no such file.
+    """
+    content = io.BytesIO(Path(path).read_bytes())
+    try:
+        with np.load(content, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("x", "labels") if name in file}
+    except Exception as error:  # a damaged zip raises whatever the damage leads to
+        raise ValueError(f"{path} is not a whole file of np.savez ({error!r}); write it again") from error
+    missing = {"x", "labels"} - arrays.keys() - ({"labels"} if num_classes == 0 else set())
+    if missing:
+        raise ValueError(
+            f"{path} lacks {' and '.join(sorted(missing))}; write np.savez(path, x=states, labels=classes)"
+        )
+    x = _tensor(arrays["x"])
+    labels = _tensor(arrays.get("labels", np.zeros(arrays["x"].shape[:1], np.int64)))
+    if isinstance(labels, torch.Tensor) and labels.dtype in _INTEGERS:
+        labels = labels.long()
+    try:
+        x = check_scale(check_states(x, shape))
+        x = check_states(x.float())
+        labels = check_labels(labels, len(x), num_classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return x, labels
+
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
+
+
+def _tensor(array):
+    """A tensor of an array, or the array itself where torch has no such numbers: the checks then refuse it."""
+    try:
+        return torch.from_numpy(array)
+    except TypeError:
+        return array
+
+
+def _described(value):
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return repr(value)
+
+
+@torch.inference_mode(False)
 def load_images(name, split="train", source="embedded"):
     """The images of "fashion-mnist" (1, 28, 28) or "cifar10" (3, 32, 32), split "train" or "test", as an ImageSet.
 
@@ -101,7 +230,9 @@ def load_images(name, split="train", source="embedded"):
         (images, labels), title = _fashion_mnist(split), "Fashion-MNIST"
     else:
         images, labels, title = _cifar10(split)
-    return ImageSet(torch.tensor(images, dtype=torch.uint8), torch.tensor(labels, dtype=torch.int64), title)
+    return ImageSet(
+        torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels.astype(np.int64)), title
+    )
 
 
 def fashion_mnist(split="train", source="embedded"):
@@ -133,18 +264,32 @@ def paper_table(number):
 
 
 def to_pixels(images, dtype=torch.float32):
-    """uint8 images as `dtype` in [-1, 1]: x / 127.5 - 1, which takes 0 to -1 and 255 to 1."""
-    if images.dtype != torch.uint8:
-        raise ValueError(f"images are {images.dtype}; pass uint8, as `load_images` gives them")
-    return images.to(dtype) / 127.5 - 1
+    """uint8 images as `dtype` in [-1, 1]: x / 127.5 - 1, which takes 0 to -1 and 255 to 1.
+
+    It is computed in float32 or wider and rounded once. ValueError: images that are not uint8, a `dtype` without
+    fractions.
+    """
+    if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8:
+        raise ValueError(f"images are {_described(images)}; pass uint8, as `load_images` gives them")
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype = {dtype}; pass torch.float32 or another type of floats")
+    return (images.to(wide(dtype)) / 127.5 - 1).to(dtype)
 
 
 def to_uint8(x):
     """Pixels in [-1, 1] as uint8: 127.5 x + 128 clamped and truncated, as EDM does; the inverse of `to_pixels`.
 
-    ValueError: NaN or infinity.
+    It is computed in float32 or wider: float16 and bfloat16 would round 127.5 x + 128 up to the next whole number.
+    ValueError: x that is not a tensor of finite floats.
     """
-    return (_check.check_finite("x", x) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        raise ValueError(f"x is {_described(x)}; pass floats in [-1, 1], which uint8 and counts are not")
+    return (_check.check_finite("x", x.to(wide(x.dtype))) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def wide(dtype):
+    """The type in which numbers of a type of floats are computed: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _folders(name, *others):
@@ -178,7 +323,7 @@ def _read_idx(path, name=None):
     """Bytes of one gzipped file of Fashion-MNIST, or ValueError."""
     try:
         content = gzip.decompress(path.read_bytes())
-    except (EOFError, OSError, ValueError) as error:
+    except (EOFError, OSError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file ({error}); delete it and run again") from error
     stem = (name or path.name).removesuffix(".gz")
     return _verified(path, content, "sha256", _FASHION_SHA256[stem])
@@ -230,7 +375,7 @@ def _read_archive(path, names):
                     found[name] = _verified(
                         f"{path}: {name}", archive.extractfile(member).read(), "md5", _CIFAR_MD5[name]
                     )
-    except (EOFError, OSError, tarfile.TarError) as error:
+    except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole archive ({error}); delete it and run again") from error
     missing = [name for name in names if name not in found]
     if missing:
@@ -284,19 +429,36 @@ def _jpeg_folder(folder):
         state = path.stat()
         listing.update(f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
     kept = cache() / "cifar10" / f"jpeg-{folder.name}-{listing.hexdigest()[:16]}.npz"
-    if not kept.is_file():
-        images = np.stack([_decode(path) for path, _ in files])
-        labels = np.array([label for _, label in files], np.uint8)
+    return _kept(kept, len(files)) or _decoded(files, kept)
+
+
+def _kept(path, count):
+    """Images and labels that `_decoded` kept at `path`, or None where they are absent or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+        if (images.shape, labels.shape, images.dtype) == ((count, 3, 32, 32), (count,), np.uint8):
+            return images, labels
+        problem = f"images {images.dtype} {images.shape}, labels {labels.shape}"
+    except Exception as error:  # a damaged zip raises whatever the damage leads to
+        problem = repr(error)
+    warnings.warn(f"{path} is damaged ({problem}); the images are decoded again", stacklevel=2)
+    return None
+
+
+def _decoded(files, kept):
+    """Images and labels of the JPEG files; kept at `kept`, if the cache can be written."""
+    images = np.stack([_decode(path) for path, _ in files])
+    labels = np.array([label for _, label in files], np.uint8)
+    try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                np.savez(file, images=images, labels=labels)
-            os.replace(part, kept)
-        finally:
-            part.unlink(missing_ok=True)
-    with np.load(kept) as arrays:
-        return arrays["images"], arrays["labels"]
+        with replaced(kept) as part, part.open("wb") as file:
+            np.savez(file, images=images, labels=labels)
+    except OSError as error:
+        warnings.warn(f"{kept} cannot be written ({error}); the next run decodes again", stacklevel=2)
+    return images, labels
 
 
 def _jpegs(folder):

@@ -1,9 +1,14 @@
 """Images from seeds: any network, any schedule, any sampler; resumable, and shared among processes."""
 
+import contextlib
 import functools
+import hashlib
 import inspect
+import io
 import json
 import os
+import re
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -12,18 +17,19 @@ import numpy as np
 import torch
 
 from entropic import _check
-from entropic.images.data import to_uint8
-from entropic.images.networks.weights import fingerprint
+from entropic.files import write_atomically
+from entropic.identity import content_sha256
+from entropic.images.data import check_labels, to_uint8
 from entropic.solvers import sample_ddim
 
 __all__ = ["Generated", "generate", "load_generated", "load_manifest", "local_device", "missing_shards"]
 
 _OUTPUTS = {"uint8": np.uint8, "float32": np.float32, "none": None}
-_SILENT = (
-    object.__repr__,
-    functools.partial.__repr__,
-    torch.nn.Module.__repr__,
-)  # these do not tell weights apart
+# What a manifest holds, besides its own sha256.
+_ARGUMENTS = {
+    *("network", "sigmas", "seeds", "labels", "sampler", "chunk", "device"),
+    *("output", "decode", "features", "shard", "contents"),
+}
 
 
 class Generated(NamedTuple):
@@ -38,6 +44,7 @@ class Generated(NamedTuple):
     features: dict
 
 
+@torch.inference_mode(False)
 def generate(
     network,
     sigmas,
@@ -59,9 +66,12 @@ def generate(
 
     `network` is a module in evaluation mode with `shape` (C, H, W), `num_classes` (where that is 0 it gets no label)
     and `config`; it is moved to `device` where one is given, and the state follows it, in float64. Every seed has
-    a generator of its own, on the CPU: the first draw is the noise of sigmas[0] (float64), the second the class,
-    uniform over `num_classes` (drawn though `labels` (N,) replaces it; 0 where num_classes = 0), then what the
-    sampler draws.
+    a generator of its own, on the CPU: the first draw is the noise of sigmas[0], the second the class, uniform over
+    `num_classes` (drawn though `labels` (N,) replaces it; 0 where num_classes = 0), then what the sampler draws.
+    The noise is drawn in `network.noise_dtype`, float64 where the network has no such attribute, and the arithmetic
+    goes on in float64. The published networks of EDM and EDM2 say float32: a seed then has the noise and the class
+    that the official samplers give it on a CPU. What the sampler draws is float64, as in EDM's own; EDM2's own
+    draws its churn in float32, so only its samples without churn agree.
     The network always gets `chunk` rows, the last ones padded, so that the arithmetic of an image is the same
     however many are made, and a compiled network sees one shape: bit for bit for any `batch` (images in memory
     together, in whole chunks), and for any order, subset or neighbours too where the network treats all rows of a
@@ -74,24 +84,33 @@ def generate(
     themselves; "none", where only features and classes are kept.
 
     With `out`, a folder, each `shard` of seeds is a set of files, and manifest.json holds the arguments: a
-    killed run goes on, and ends with the same bytes. Under torchrun (RANK, WORLD_SIZE) rank r makes shards r,
-    r + WORLD_SIZE, … and returns only these; `load_generated` reads them all. The number of processes may change
-    between runs. Without `out` those are ignored.
-    ValueError: arguments that do not fit, a folder made with others, a state that is not finite, with its seed.
-    Order of draws as in Karras et al. 2024 (EDM2).
+    killed run goes on, and ends with the same bytes. Several runs of the same arguments may fill one folder at
+    once: each file is written whole and holds the same bytes, whoever writes it. A run is recognised by content:
+    the network, `sampler`, `decode` and `features` by the sha256 of their code, settings and arrays
+    (`entropic.identity.content_sha256`). What cannot be told by its content needs a class with a `__repr__` of its
+    own, which then names it, as the objects of `metrics.feature_network` and `vae.load_vae` do. Under torchrun
+    (RANK, WORLD_SIZE) rank r makes shards r, r + WORLD_SIZE, … and returns only these; `load_generated` reads them
+    all. The number of processes may change between runs. Without `out` those are ignored.
+    ValueError: arguments that do not fit, a folder made with others, damaged files, a state that is not finite,
+    with its seed. Order of draws as in Karras et al. 2024 (EDM2).
     """
-    sigmas = _check.schedule(sigmas)
+    with torch.device("cpu"):
+        sigmas = _check.schedule(sigmas)
     seeds = _seeds(seeds)
     batch, chunk = _check.integer("batch", batch, 1), _check.integer("chunk", chunk, 1)
     shard = _check.integer("shard", shard, 1)
     batch += -batch % chunk  # else the place of an image within its chunk would hang on `batch`
     features = {} if features is None else dict(features)
+    for name in features:
+        if not _is_feature(name):
+            raise ValueError(f"features has the name {name!r}; pass names that can be part of a file's name")
     if output not in _OUTPUTS or (output == "none" and not features):
         raise ValueError(f"output = {output!r}; pass 'uint8' or 'float32', or 'none' with features")
     if network.training:
         raise ValueError("network is in training mode, where dropout draws; call network.eval() first")
     if labels is not None:
-        labels = _labels(labels, len(seeds), network.num_classes)
+        labels = torch.as_tensor(labels, device="cpu")
+        labels = check_labels(labels, len(seeds), network.num_classes)
     if device is None:
         device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
     else:
@@ -125,12 +144,17 @@ def generate(
         return _join(pieces)
     out = Path(out)
     arguments = {
-        "network": {"sha256": fingerprint(network), "config": network.config},
+        "network": {"sha256": _content("network", network), "config": network.config},
         "sigmas": sigmas.tolist(),
-        "sampler": _name("sampler", sampler),
+        "sampler": _name(sampler),
         "output": output,
-        "decode": _name("decode", decode),
-        "features": {name: _name(f"features[{name!r}]", function) for name, function in features.items()},
+        "decode": _name(decode),
+        "features": {name: _name(function) for name, function in features.items()},
+        "contents": {
+            "sampler": _content("sampler", sampler),
+            "decode": _content("decode", decode),
+            "features": {name: _content(f"features[{name!r}]", one) for name, one in features.items()},
+        },
         "chunk": chunk,
         "device": device.type,
         "shard": shard,
@@ -138,7 +162,7 @@ def generate(
         "labels": None if labels is None else labels.tolist(),
     }
     rank, world = _rank()
-    _claim(out, arguments, rank)
+    _claim(out, arguments)
     parts = _split(range(len(seeds)), shard)
     mine = range(rank, len(parts), world)
     waiting = [index for index in mine if not _whole(out, arguments, index)]
@@ -153,10 +177,10 @@ def generate(
 def load_generated(out):
     """All images, classes and features of a folder that `generate` filled, in the order of its seeds.
 
-    FileNotFoundError: no such folder, or shards that are still to be made. ValueError: files that do not fit.
+    FileNotFoundError: no such folder, or shards that are still to be made. ValueError: damaged files, with the path.
     """
-    missing = missing_shards(out)
-    arguments, count = load_manifest(out), _count(load_manifest(out))
+    arguments = load_manifest(out)
+    count, missing = _count(arguments), _missing(Path(out), arguments)
     if missing:
         raise FileNotFoundError(
             f"{out} lacks {len(missing)} of {count} shards, the first is number {missing[0]}; "
@@ -168,15 +192,33 @@ def load_generated(out):
 def load_manifest(out):
     """The arguments of `generate` that filled a folder: seeds, sigmas, the network's hash and so on.
 
-    FileNotFoundError: no such folder, or nothing was begun there.
+    FileNotFoundError: no such folder, or nothing was begun there. ValueError: a damaged manifest, with its path.
     """
-    return json.loads((Path(out) / "manifest.json").read_text("utf-8"))
+    path = Path(out) / "manifest.json"
+    content = path.read_bytes()
+    try:
+        arguments = json.loads(content.decode("utf-8"))
+        found = arguments.pop("sha256", None)
+        if found is not None and found != _digest(arguments):
+            raise ValueError("its content is not that of its sha256")
+        if set(arguments) != _ARGUMENTS:
+            raise ValueError(f"it lacks, or has too many: {', '.join(sorted(set(arguments) ^ _ARGUMENTS))}")
+        _seeds(arguments["seeds"])
+        _check.integer("shard", arguments["shard"], 1)
+        if set(arguments["contents"]) != {"sampler", "decode", "features"}:
+            raise ValueError("its contents are not those of generate")
+        if arguments["output"] not in _OUTPUTS or not all(map(_is_feature, dict(arguments["features"]))):
+            raise ValueError("its output or its features are not those of generate")
+    except Exception as error:  # an altered file may lack a key or hold anything under it
+        raise ValueError(
+            f"{path} is damaged ({error!r}); delete its folder and generate again, or put the original back"
+        ) from error
+    return arguments
 
 
 def missing_shards(out):
     """Numbers of the shards of a folder that `generate` has still to make. Errors: as `load_manifest`."""
-    arguments = load_manifest(out)
-    return [index for index in range(_count(arguments)) if not _whole(Path(out), arguments, index)]
+    return _missing(Path(out), load_manifest(out))
 
 
 def local_device():
@@ -189,12 +231,13 @@ def local_device():
 def _sample(network, sigmas, seeds, sampler, given, chunk, device):
     """States float64 at sigma 0, on the device, and classes of a few seeds."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    noise = torch.stack(
-        [torch.randn(network.shape, generator=one, dtype=torch.float64) for one in generators]
-    )
-    labels = torch.zeros(len(seeds), dtype=torch.int64)
+    kind, here = getattr(network, "noise_dtype", torch.float64), {"device": "cpu"}
+    noise = [torch.randn(network.shape, generator=one, dtype=kind, **here) for one in generators]
+    noise = torch.stack(noise).to(torch.float64)
+    labels = torch.zeros(len(seeds), dtype=torch.int64, **here)
     if network.num_classes:
-        labels = torch.stack([torch.randint(network.num_classes, (), generator=one) for one in generators])
+        labels = [torch.randint(network.num_classes, (), generator=one, **here) for one in generators]
+        labels = torch.stack(labels)
     if given is not None:
         labels = given
     pad = -len(seeds) % chunk
@@ -216,9 +259,19 @@ def _sample(network, sigmas, seeds, sampler, given, chunk, device):
         answers.append((sigma, torch.isfinite(denoised).flatten(1).all(1)))
         return denoised
 
-    state = sampler(denoiser, noise.to(device) * sigmas[0].item(), sigmas, generator=generators)
-    for sigma, finite in answers:  # looked at last, as each look waits for the GPU
-        _finite(finite, seeds, f"the network's answer at sigma = {sigma:g}")
+    def look():
+        for sigma, finite in answers:
+            _finite(finite, seeds, f"the network's answer at sigma = {sigma:g}")
+
+    # A default device that is set elsewhere shall have no say in what a sampler makes without naming a device.
+    plain = torch.get_default_device().type == "cpu"
+    try:
+        with contextlib.nullcontext() if plain else device:
+            state = sampler(denoiser, noise.to(device) * sigmas[0].item(), sigmas, generator=generators)
+    except ValueError:
+        look()  # where a network or sampler refuses what is not finite, the seed is known here
+        raise
+    look()  # last, as each look waits for the GPU
     _finite(torch.isfinite(state).flatten(1).all(1), seeds, "the state")
     return state, labels
 
@@ -289,36 +342,50 @@ def _seeds(seeds):
     return seeds
 
 
-def _labels(labels, count, num_classes):
-    labels = torch.as_tensor(labels).cpu()
-    if labels.shape != (count,) or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; pass one int64 class for each of {count} seeds"
-        )
-    if labels.min() < 0 or labels.max() >= max(num_classes, 1):
-        raise ValueError(
-            f"labels range from {labels.min()} to {labels.max()}; this network knows {num_classes} classes, from 0"
-        )
-    return labels
-
-
-def _name(argument, value):
-    """A function's full name and bound keywords, or an object's own `repr`; ValueError where it has neither."""
-    keywords, function = {}, value
-    while isinstance(function, functools.partial) and not function.args:
-        keywords, function = {**function.keywords, **keywords}, function.func
-    if inspect.isfunction(function) and "<" not in function.__qualname__:
+def _name(value):
+    """A function or an object as a reader of the manifest would call it; what it is, `_content` tells."""
+    words, function = [], value
+    while isinstance(function, functools.partial):
+        words = [
+            *map(repr, function.args),
+            *words,
+            *(f"{k}={v!r}" for k, v in sorted(function.keywords.items())),
+        ]
+        function = function.func
+    owner = getattr(function, "__self__", function)
+    if inspect.isroutine(function) and (owner is function or inspect.ismodule(owner)):
         name = f"{function.__module__}.{function.__qualname__}"
     else:
-        owner = function.__self__ if inspect.ismethod(function) else function
-        if type(owner).__repr__ in _SILENT or inspect.isfunction(owner):
+        name = repr(owner) if _names_itself(owner) else f"{type(owner).__module__}.{type(owner).__qualname__}"
+        name = name if owner is function else f"{name}.{function.__name__}"
+    return _short(f"{name}({', '.join(words)})")
+
+
+def _content(argument, value):
+    """What tells `value` from another: the sha256 of its content, or the name that its class gives it.
+
+    An object of this package that names itself is known by its name: that holds the sha256 of its weights, and it
+    is the same on every device. ValueError: neither a content that can be told nor a name.
+    """
+    owner = getattr(value, "__self__", value)
+    named = _name(value) if _names_itself(owner) else None
+    if named is not None and type(owner).__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return named
+    try:
+        return content_sha256(value, argument)
+    except ValueError as error:
+        if named is None:
             raise ValueError(
-                f"{argument} = {value!r} has no name by which `out` could tell it from another; pass a module's "
-                "function, functools.partial of one with keywords, or an object with a repr of its own"
-            )
-        name = repr(owner) if owner is function else f"{owner!r}.{function.__name__}"
-    bound = ", ".join(f"{key}={value!r}" for key, value in sorted(keywords.items()))
-    return f"{name}({bound})"
+                f"{argument} = {_short(repr(value))} cannot be told from another for `out` ({error}); pass a function, "
+                "or an object of a class whose __repr__ names it"
+            ) from error
+        return named
+
+
+def _names_itself(value):
+    """Whether the class of an object has a `__repr__` that somebody wrote for it."""
+    silent = (object, functools.partial, torch.nn.Module, torch.Tensor, np.ndarray, type(print), type(_rank))
+    return type(value).__repr__ not in [kind.__repr__ for kind in silent]
 
 
 def _rank():
@@ -328,22 +395,46 @@ def _rank():
     return rank, world
 
 
-def _claim(out, arguments, rank):
+def _claim(out, arguments):
     """Write the folder's manifest, or compare with the one that is there."""
     path = out / "manifest.json"
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(arguments, separators=(",", ":"))
     if not path.is_file():
-        part = path.with_name(f"{path.name}.{rank}.part")
-        part.write_text(text, "utf-8")
-        os.replace(part, path)
-    kept, ours = json.loads(path.read_text("utf-8")), json.loads(text)
+        _create(path, json.dumps({**arguments, "sha256": _digest(arguments)}, separators=(",", ":")))
+    kept, ours = load_manifest(out), json.loads(json.dumps(arguments))
     for name in ours:
-        if kept.get(name) != ours[name]:
+        mine, theirs = (_told(one, name) for one in (ours, kept))
+        if mine != theirs:
             raise ValueError(
-                f"{name} = {_short(ours[name])}, but {out} was made with {_short(kept.get(name))}; "
+                f"{name} = {_short(mine)}, but {out} was made with {_short(theirs)}; "
                 "pass what it was made with, or another folder"
             )
+
+
+def _told(arguments, name):
+    """An argument of a manifest by which runs are compared: its content where it has one, not its printed name."""
+    return arguments["contents"].get(name, arguments[name])
+
+
+def _create(path, text):
+    """Write a file as a whole; where another process was first, its file stays."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(text, "utf-8")
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _digest(arguments):
+    return hashlib.sha256(json.dumps(arguments, separators=(",", ":")).encode()).hexdigest()
+
+
+def _is_feature(name):
+    """Whether a name of features can be part of the name of their files."""
+    return isinstance(name, str) and re.fullmatch(r"[^/\\\0]{1,200}", name) is not None
 
 
 def _short(value):
@@ -367,6 +458,10 @@ def _kinds(arguments):
     return kinds if output is None else kinds | {"images": output}
 
 
+def _missing(out, arguments):
+    return [index for index in range(_count(arguments)) if not _whole(out, arguments, index)]
+
+
 def _whole(out, arguments, index):
     return all(_path(out, kind, index).is_file() for kind in _kinds(arguments))
 
@@ -380,10 +475,25 @@ def _write_shard(out, index, made):
 
 
 def _write(path, array):
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        np.save(file, array.numpy())
-    os.replace(part, path)
+    """A file of numpy's, with the sha256 of its content behind it, which `np.load` does not read."""
+    content = io.BytesIO()
+    np.save(content, array.numpy())
+    content = content.getvalue()
+    write_atomically(path, content + hashlib.sha256(content).digest())
+
+
+def _load(path):
+    """The array that `_write` wrote, or one without a sha256 behind it."""
+    content = path.read_bytes()
+    stream = io.BytesIO(content)
+    try:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        end = stream.tell()
+        if content[end:] not in (b"", hashlib.sha256(content[:end]).digest()):
+            raise ValueError("its content is not that of its sha256")
+    except Exception as error:  # a damaged header raises whatever the damage leads to
+        raise ValueError(f"{path} cannot be read ({error!r}); delete it and generate again") from error
+    return array
 
 
 def _read(out, arguments, shards):
@@ -395,10 +505,7 @@ def _read(out, arguments, shards):
         count = min(arguments["shard"], len(arguments["seeds"]) - start)
         for kind, dtype in kinds.items():
             path = _path(out, kind, index)
-            try:
-                array = np.load(path, allow_pickle=False)
-            except (OSError, EOFError, ValueError) as error:
-                raise ValueError(f"{path} cannot be read ({error}); delete it and generate again") from error
+            array = _load(path)
             before = found[kind][0].shape[1:] if found[kind] else array.shape[1:]
             if array.shape != (count, *before) or array.dtype != dtype:
                 raise ValueError(

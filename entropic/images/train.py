@@ -5,12 +5,15 @@
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
+import io
 import json
 import math
 import os
 import time
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +22,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from entropic.files import write_atomically
+from entropic.files import only_writer, replaced, write_atomically
 from entropic.images import data
 from entropic.images.networks.small import SmallUNet, save_network, training_log
 
@@ -92,10 +95,14 @@ RECIPES = {
     ),
 }
 
+# What a line of the log holds for each bin.
+_SUMS = ("count", "loss", "loss2", "log_sigma")
 # Edges of the log's bins: three to a factor of two, over the range of the schedules.
 SIGMA_EDGES = np.geomspace(0.002, 80.0, 47)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(recipe, folder, images=None, labels=None, device=None, progress=True):
     """Train by `recipe` in `folder`, from its checkpoint if there is one; returns the averaged network.
 
@@ -104,9 +111,18 @@ def train(recipe, folder, images=None, labels=None, device=None, progress=True):
     weights.safetensors and weights.json. images uint8 (N, C, H, W) and labels (N,) are the recipe's data
     unless given. Every draw depends on the seed and the step alone, so a run may be killed at any moment:
     started again it ends as if it had never stopped, bit for bit on the CPU with the same number of threads.
-    ValueError: a folder of another recipe; a loss that is not finite, with its step.
+    One training at a time writes in a folder: its lock goes with its process, so a killed one blocks nobody.
+    ValueError: a folder of another recipe, or in which another training runs; a damaged checkpoint or log, with its
+    path; images or labels that do not fit the network; a loss that is not finite, with its step.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rank = int(os.environ.get("RANK", 0))
+    with only_writer(folder, "training") if rank == 0 else contextlib.nullcontext():
+        return _train(recipe, folder, images, labels, device, progress)
+
+
+def _train(recipe, folder, images, labels, device, progress):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device is None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
@@ -116,6 +132,11 @@ def train(recipe, folder, images=None, labels=None, device=None, progress=True):
     if images is None:
         loaded = data.load_images(recipe.dataset, "train", recipe.source)
         images, labels = loaded.images, loaded.labels
+    with torch.device("cpu"):
+        torch.manual_seed(recipe.seed)
+        network = SmallUNet(**recipe.network)
+    data.check_images(images, network.shape)
+    data.check_labels(labels, len(images), network.num_classes)
     cuda = device.type == "cuda"
     if cuda:
         device = device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
@@ -125,14 +146,12 @@ def train(recipe, folder, images=None, labels=None, device=None, progress=True):
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
 
-    torch.manual_seed(recipe.seed)
-    network = SmallUNet(**recipe.network).to(device, memory_format=torch.channels_last)
+    network = network.to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(network).requires_grad_(False).eval()
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr, betas=(0.9, 0.99), fused=True)
     log = _Log(folder / "weights.log.jsonl", recipe, images[0].numel(), device)
     step, seconds = _resume(folder / "checkpoint.pt", recipe, network, average, optimiser, log, rank)
     if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         log.rewind(step)
 
     forward = torch.compile(network) if cuda else network
@@ -174,7 +193,8 @@ def train(recipe, folder, images=None, labels=None, device=None, progress=True):
                 "optimiser": optimiser.state_dict(),
                 "log": sums,
             }
-            _save_checkpoint(folder / "checkpoint.pt", state)
+            with replaced(folder / "checkpoint.pt") as temporary:
+                torch.save(state, temporary)
     bar.close()
     if rank == 0:
         seconds = time.monotonic() - start
@@ -203,8 +223,9 @@ def _draw(recipe, step, images, rank, world):
     rows = np.array([order[p // n][p % n] for p in position])
     seed = int(np.random.SeedSequence([recipe.seed, 2, step]).generate_state(1, np.uint64)[0] >> 1)
     generator = torch.Generator(images.device).manual_seed(seed)
-    sigma = torch.randn(batch, generator=generator, device=images.device) * recipe.p_std + recipe.p_mean
-    noise = torch.randn(batch, *images.shape[1:], generator=generator, device=images.device)
+    drawn = {"generator": generator, "device": images.device, "dtype": torch.float32}
+    sigma = torch.randn(batch, **drawn) * recipe.p_std + recipe.p_mean
+    noise = torch.randn(batch, *images.shape[1:], **drawn)
     torch.manual_seed(seed + rank)  # dropout
     share = slice(rank, None, world)
     return torch.from_numpy(rows[share]).to(images.device), sigma.exp()[share], noise[share]
@@ -252,53 +273,74 @@ class _Log:
         return sums
 
     def write(self, step, rank, world):
-        """Append a line, empty the sums, and return the mean loss since the line before."""
+        """Append a line if its loss is finite, empty the sums, and return the mean loss since the line before."""
         sums = self.total(world)
         self.sums.zero_()
-        if rank == 0:
+        mean = float(sums[1].sum() / sums[0].sum())
+        if rank == 0 and math.isfinite(mean):
             count, loss, square, log_sigma = sums[:, 1:-1].tolist()
-            line = {"step": step, "count": count, "loss": loss, "loss2": square, "log_sigma": log_sigma}
-            with self.path.open("a") as file:
+            line = {"step": step, **dict(zip(_SUMS, (count, loss, square, log_sigma), strict=True))}
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        return float(sums[1].sum() / sums[0].sum())
+                file.flush()
+                os.fsync(file.fileno())  # before the checkpoint that counts on this line
+        return mean
 
     def rewind(self, step):
-        """Drop the lines that a killed run wrote after its last checkpoint."""
-        lines = [json.dumps(self.header)]
-        if self.path.is_file():
-            # A line cut short by the kill is later than the checkpoint, too.
-            whole = [line for line in self.path.read_text().splitlines()[1:] if line.endswith("}")]
-            lines += [line for line in whole if json.loads(line)["step"] <= step]
-        write_atomically(self.path, ("\n".join(lines) + "\n").encode())
+        """Drop the lines that a killed run wrote after its last checkpoint.
+
+        ValueError: a damaged log, or one that lacks lines from before the checkpoint.
+        """
+        lines = []
+        if step > 0:
+            header, lines = _read_log(self.path)
+            lines = [line for line in lines if line["step"] <= step]
+            every, steps = self.header["recipe"]["log_every"], self.header["recipe"]["steps"]
+            wanted = [k for k in range(1, step + 1) if k % every == 0 or k == steps]
+            if header != self.header or [line["step"] for line in lines] != wanted:
+                raise ValueError(
+                    f"{self.path} is not the log of the checkpoint beside it, which has seen {step} steps; put the "
+                    "log of that run back, or delete both to train from the beginning"
+                )
+        text = "".join(json.dumps(line) + "\n" for line in [self.header, *lines])
+        write_atomically(self.path, text.encode())
 
 
 def _resume(path, recipe, network, average, optimiser, log, rank):
     """Load a checkpoint where there is one: (step, seconds so far)."""
     if not path.is_file():
         return 0, 0.0
-    state = torch.load(path, map_location=log.sums.device, weights_only=True)
-    wanted = _plain(recipe)
-    for name, value in wanted.items():
-        found = state["recipe"].get(name)
+    content = path.read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            altered = file.testzip()  # torch.load does not compare the checksums
+        if altered:
+            raise ValueError(f"the checksum of {altered} is not that of its content")
+        state = torch.load(io.BytesIO(content), map_location=log.sums.device, weights_only=True)
+        step, seconds, trained = int(state["step"]), float(state["seconds"]), dict(state["recipe"])
+    except Exception as error:  # what a damaged file leads to is not documented, and changes with torch
+        raise _damaged(path, error) from error
+    for name, value in _plain(recipe).items():
+        found = trained.get(name)
         if found != value:
             raise ValueError(
                 f"{path} was trained with {name} = {found!r}, not {value!r}; take another folder"
             )
-    network.load_state_dict(state["network"])
-    average.load_state_dict(state["average"])
-    optimiser.load_state_dict(state["optimiser"])
-    if rank == 0:  # they are everybody's
-        log.sums.copy_(state["log"])
-    return state["step"], state["seconds"]
+    try:
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        if rank == 0:  # they are everybody's
+            log.sums.copy_(state["log"])
+    except Exception as error:
+        raise _damaged(path, error) from error
+    return step, seconds
 
 
-def _save_checkpoint(path, state):
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _damaged(path, error):
+    return ValueError(
+        f"{path} is damaged ({error!r}); put a whole copy back, or train from the beginning in another folder"
+    )
 
 
 def _plain(recipe):
@@ -343,9 +385,38 @@ def compare_logs(path, other, share=0.2):
 
 
 def _merged(path, share):
-    header, *lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    header, lines = _read_log(path)
+    if not lines:
+        raise ValueError(f"{path} has no line after its header yet; train longer")
     late = [line for line in lines if line["step"] > (1 - share) * lines[-1]["step"]]
     return header["sigma_edges"], np.sum([[line[k] for k in ("count", "loss", "loss2")] for line in late], 0)
+
+
+def _read_log(path):
+    """Header and lines of a training log; a last line that a kill cut short is left out.
+
+    ValueError: no such log, or an altered one, with its path.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing; put the log back, or delete the checkpoint beside it to train anew"
+        )
+    content = path.read_bytes()
+    try:
+        whole = content[: content.rindex(b"\n")].decode("utf-8").split("\n")
+        header, *lines = [json.loads(line) for line in whole]
+        bins, before = len(header["sigma_edges"]) - 1, 0
+        for line in lines:
+            table = np.array([line[name] for name in _SUMS], np.float64)
+            if table.shape != (len(_SUMS), bins) or not np.isfinite(table).all():
+                raise ValueError(f"step {line['step']} does not hold {bins} finite sums of each kind")
+            if not before < line["step"]:
+                raise ValueError(f"step {line['step']} comes after step {before}")
+            before = line["step"]
+    except Exception as error:  # an altered line may be no JSON, lack a key, or hold anything under it
+        raise _damaged(path, error) from error
+    return header, lines
 
 
 def main(arguments=None):

@@ -47,7 +47,7 @@ def test_to_uint8_inverts_to_pixels_and_agrees_with_truncation(dtype):
     assert torch.equal(data.to_uint8(x), (x.double() * 127.5 + 128).clip(0, 255).to(torch.uint8))
     with pytest.raises(ValueError, match="x\\[1\\] = nan"):
         data.to_uint8(torch.tensor([0.0, torch.nan]))
-    with pytest.raises(ValueError, match="float32; pass uint8"):
+    with pytest.raises(ValueError, match=r"float32 of shape \(3,\); pass uint8"):
         data.to_pixels(torch.zeros(3))
 
 
@@ -247,7 +247,7 @@ def test_broken_download_goes_on_or_starts_again(sets, server, ranges):
 def test_leftover_longer_than_the_file_is_thrown_away(sets, server):
     _write(sets / "cache" / "cifar10", {"cifar-10-python.tar.gz.part": bytes(100_000)})
     _is_cifar(data.load_images("cifar10", "test", "full"), "test")
-    assert [span for _, span in server.asked] == [None]  # nothing is known of it, so none of it is kept
+    assert [span for _, span in server.asked] == [None]  # nothing says of which file it is a part
 
 
 def test_altered_download_is_refused_and_not_kept(sets, server):

@@ -301,6 +301,7 @@ def test_logs_of_one_law_agree_and_of_another_do_not(tmp_path):
         lines = [{"sigma_edges": train.SIGMA_EDGES.tolist()}]
         for step, line in enumerate(draws, 1):
             sums = {"loss": line.sum(1).tolist(), "loss2": np.square(line).sum(1).tolist()}
+            sums["log_sigma"] = [0.0] * bins
             lines.append({"step": step, "count": [count] * bins} | sums)
         (tmp_path / name).write_text("\n".join(map(json.dumps, lines)) + "\n")
         return tmp_path / name

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import functools
 from importlib import resources
 from itertools import pairwise
 
@@ -11,36 +12,37 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from entropic._check import check_finite, integer, positive
-from entropic.images.data import fashion_mnist
+from entropic._check import integer, positive
+from entropic.images.data import check_labels, check_scale, check_states, fashion_mnist
 from entropic.images.networks.weights import load_weights, save_weights
 
 FEATURES = 96
+
+# Parameters are float32, whatever torch's default is.
+_Linear = functools.partial(nn.Linear, dtype=torch.float32)
 
 
 class FashionClassifier(nn.Module):
     """Logits (N, 10) of grey images x (N, 1, 28, 28), float in [-1, 1]; `features(x)`: what they are linear in.
 
     Three 3x3 convolutions, each halving the side, and a linear layer; batch norm and a ramp after each.
-    ValueError: x of another shape or not floating.
+    Images are taken to the type of the weights, float32. ValueError: x of another shape, not floating, not finite.
     """
 
     def __init__(self):
         super().__init__()
         widths = (1, 32, 64, FEATURES)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(widths)
+            nn.Conv2d(a, b, 3, padding=1, bias=False, dtype=torch.float32) for a, b in pairwise(widths)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
-        self.linear, self.norm = nn.Linear(9 * FEATURES, FEATURES, bias=False), nn.BatchNorm1d(FEATURES)
-        self.logits = nn.Linear(FEATURES, 10)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width, dtype=torch.float32) for width in widths[1:])
+        self.linear = _Linear(9 * FEATURES, FEATURES, bias=False)
+        self.norm = nn.BatchNorm1d(FEATURES, dtype=torch.float32)
+        self.logits = _Linear(FEATURES, 10)
 
     def features(self, x):
         """Penultimate features (N, 96), nonnegative."""
-        if x.ndim != 4 or tuple(x.shape[1:]) != (1, 28, 28) or not x.is_floating_point():
-            raise ValueError(
-                f"x is {x.dtype} {tuple(x.shape)}; pass floats in [-1, 1] of shape (N, 1, 28, 28)"
-            )
+        x = check_states(x, (1, 28, 28)).to(self.linear.weight.dtype)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.relu(norm(F.max_pool2d(convolution(x), 2)))
         return F.relu(self.norm(self.linear(x.flatten(1))))
@@ -49,32 +51,33 @@ class FashionClassifier(nn.Module):
         return self.logits(self.features(x))
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_classifier(images, labels, *, epochs=5, seed=0, batch=250, learning_rate=0.01, device="cpu"):
-    """Train on images (N, 784) in [-1, 1] and labels (N,) int64; return the classifier in eval mode.
+    """Train on images (N, 784), floats in [-1, 1], and labels (N,) int64; return the classifier in eval mode.
 
     AdamW under a one-cycle rate; N is cut to whole batches. One seed gives one network, bit for bit, on one
     thread of one kind of machine. ValueError: shapes, labels or numbers that do not fit.
     """
     epochs, batch = integer("epochs", epochs, 1), integer("batch", batch, 2)
-    if images.ndim != 2 or images.shape[1] != 784 or labels.shape != images.shape[:1] or len(images) < batch:
-        raise ValueError(
-            f"images, labels have shapes {tuple(images.shape)}, {tuple(labels.shape)}; "
-            f"pass (N, 784) and (N,), N >= {batch}"
-        )
-    if labels.dtype != torch.int64 or not ((labels >= 0) & (labels < 10)).all():
-        raise ValueError(f"labels are {labels.dtype}, {labels.min()} to {labels.max()}; pass int64, 0 to 9")
-    images = check_finite("images", images).to(device, torch.float32).reshape(-1, 1, 28, 28)
-    labels, generator = labels.to(device), torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
+    if images.ndim != 2 or images.shape[1] != 784 or len(images) < batch:
+        raise ValueError(f"images have shape {tuple(images.shape)}; pass (N, 784), N >= {batch}")
+    labels = check_labels(labels, len(images), 10).to(device)
+    images = check_states(images.reshape(-1, 1, 28, 28), name="images").to(device, torch.float32)
+    check_scale(images, "images")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
-        network = FashionClassifier().to(device, memory_format=torch.channels_last).train()
+        learning_rate = positive("learning_rate", learning_rate)
+        network = FashionClassifier()
+    network = network.to(device, memory_format=torch.channels_last).train()
     steps = len(images) // batch
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, positive("learning_rate", learning_rate), total_steps=epochs * steps
-    )
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
     for _ in range(epochs):
-        order = torch.randperm(len(images), generator=generator)[: steps * batch].reshape(steps, batch)
+        order = torch.randperm(len(images), generator=generator, device="cpu")[: steps * batch].reshape(
+            steps, batch
+        )
         for rows in order.to(device):
             x = images[rows].contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(network(x), labels[rows])
@@ -87,7 +90,9 @@ def train_classifier(images, labels, *, epochs=5, seed=0, batch=250, learning_ra
 
 @torch.inference_mode()
 def accuracy(network, images, labels):
-    """Share of images (N, 784) in [-1, 1] that `network` gives their label."""
+    """Share of images (N, 784), floats in [-1, 1], that `network` gives their label (N,) int64."""
+    check_scale(images, "images")
+    labels = check_labels(labels, len(images), 10)
     parts = images.float().reshape(-1, 1, 28, 28).split(500)
     found = torch.cat([network(part).argmax(1) for part in parts])
     return float((found == labels).double().mean())
@@ -98,17 +103,26 @@ def weights_path():
     return resources.files("entropic.images").joinpath("assets/fashion-classifier.safetensors")
 
 
+@torch.inference_mode(False)
 def load_classifier(path=None):
     """The classifier of `path` (default: the package's own weights), in eval mode.
 
-    ValueError where the file is altered or holds other tensors.
+    ValueError: damaged weights or another network's, with the path. FileNotFoundError: one of the two files is
+    missing.
     """
-    tensors, _ = load_weights(path or weights_path())
-    network = FashionClassifier()
+    path = path or weights_path()
+    with torch.device("cpu"):
+        network = FashionClassifier()
     try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"path = {path}: not the weights of a FashionClassifier; {error}") from error
+        network.load_state_dict(load_weights(path)[0])
+    except FileNotFoundError:
+        raise
+    except (
+        Exception
+    ) as error:  # what an altered file leads to, from a missing key to a tensor of another shape
+        raise ValueError(
+            f"path = {path}: not the weights of a FashionClassifier ({error!r}); fetch or train them again"
+        ) from error
     return network.eval()
 
 

@@ -23,8 +23,11 @@ class Denoiser(nn.Module):
     class. Returns E[x_0 | x] in x's dtype; the preconditioning runs in float32, and F in float16 where `use_fp16`
     is set and x is on a CUDA device. ValueError: x, sigma or label of a wrong shape or dtype; sigma not finite or
     not above 0; a label outside the classes. Values are not looked at under torch.compile, nor on the meta device.
-    Subclasses define `coefficients` and `raw`. Source: Karras et al. 2022, eq. 7.
+    Subclasses define `coefficients` and `raw`. `noise_dtype` is the type in which `generate` draws the noise of a
+    seed: float32, as the official samplers do. Source: Karras et al. 2022, eq. 7.
     """
+
+    noise_dtype = torch.float32
 
     def __init__(self, img_resolution, img_channels, label_dim, use_fp16, sigma_data):
         super().__init__()

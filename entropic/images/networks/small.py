@@ -1,5 +1,6 @@
 """A small class-conditional U-Net under EDM preconditioning: the network that this repository trains itself."""
 
+import functools
 import math
 from importlib import resources
 from pathlib import Path
@@ -8,19 +9,33 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from entropic._check import integer, positive
+from entropic import _check
+from entropic._check import integer
+from entropic.images.data import check_labels, check_states, has_values, wide
+from entropic.images.networks.edm import positive
 from entropic.images.networks.weights import load_weights, save_weights
+
+# Parameters are float32, whatever torch's default is.
+_Conv2d = functools.partial(nn.Conv2d, dtype=torch.float32)
+_Linear = functools.partial(nn.Linear, dtype=torch.float32)
 
 
 class SmallUNet(nn.Module):
     """D(x; sigma, label), EDM's preconditioned denoiser over a U-Net of residual blocks.
 
     x (N, image_channels, resolution, resolution), sigma a number or (N,), label (N,) int64; returns E[x_0 | x]
-    in x's dtype. `patch` folds squares of pixels into channels before the first convolution; `channels` and
+    in x's dtype. The preconditioning runs in float32 or wider, the U-Net in the type of its weights, float32 unless
+    they are moved. `patch` folds squares of pixels into channels before the first convolution; `channels` and
     `blocks` give width and depth of each resolution, halved from one to the next; `attention` lists the levels
-    (0 the finest) whose blocks attend. ValueError: shapes, labels or noise levels that do not fit.
+    (0 the finest) whose blocks attend. ValueError: x that is not finite floats of this shape, noise levels that are
+    not finite or not above 0, labels that are not classes from 0 to num_classes - 1, one for each row. Under
+    torch.compile, types and shapes alone are looked at.
+    `noise_dtype` is the type in which `generate` draws the noise of a seed for this network: float64, as in the
+    results that the book records.
     Karras et al. 2022, section 5 and table 1; the U-Net is that of Ho et al. 2020 with adaptive group norm.
     """
+
+    noise_dtype = torch.float64
 
     def __init__(
         self,
@@ -56,21 +71,21 @@ class SmallUNet(nn.Module):
             )
         folded = image_channels * patch**2
         width = 4 * channels[0]
-        self.register_buffer(
-            "frequencies", torch.exp(-math.log(1e4) * torch.arange(channels[0] // 2) / (channels[0] // 2))
-        )
-        self.embed_noise = nn.Linear(2 * len(self.frequencies), width)
-        self.embed_label = nn.Linear(num_classes, width, bias=False)
-        self.embed = nn.Linear(width, width)
+        half = channels[0] // 2
+        powers = -math.log(1e4) * torch.arange(half, dtype=torch.float32) / half
+        self.register_buffer("frequencies", powers.exp())
+        self.embed_noise = _Linear(2 * len(self.frequencies), width)
+        self.embed_label = _Linear(num_classes, width, bias=False)
+        self.embed = _Linear(width, width)
 
         def block(wide_in, wide_out, level):
             return _Block(wide_in, wide_out, width, dropout, level in attention)
 
-        self.conv_in = nn.Conv2d(folded, channels[0], 3, padding=1)
+        self.conv_in = _Conv2d(folded, channels[0], 3, padding=1)
         self.down, skips, wide = nn.ModuleList(), [channels[0]], channels[0]
         for level, wide_out in enumerate(channels):
             if level > 0:
-                self.down.append(nn.Conv2d(wide, wide, 3, stride=2, padding=1))
+                self.down.append(_Conv2d(wide, wide, 3, stride=2, padding=1))
                 skips.append(wide)
             for _ in range(blocks):
                 self.down.append(block(wide, wide_out, level))
@@ -83,16 +98,20 @@ class SmallUNet(nn.Module):
                 self.up.append(block(wide + skips.pop(), wide_out, level))
                 wide = wide_out
             if level > 0:
-                self.up.append(nn.Conv2d(wide, wide, 3, padding=1))
+                self.up.append(_Conv2d(wide, wide, 3, padding=1))
         self.norm_out = _norm(wide)
-        self.conv_out = _zero(nn.Conv2d(wide, folded, 3, padding=1))
+        self.conv_out = _zero(_Conv2d(wide, folded, 3, padding=1))
 
     def forward(self, x, sigma, label):
         sigma, label = self._checked(x, sigma, label)
+        given, x = x.dtype, x.to(wide(x.dtype))
         scale = (sigma.square() + self.sigma_data**2).sqrt().to(x.dtype)[:, None, None, None]
         column = sigma.to(x.dtype)[:, None, None, None]
         network = self.raw((x / scale).to(self.conv_in.weight.dtype), sigma.log() / 4, label)
-        return x * (self.sigma_data / scale) ** 2 + network.to(x.dtype) * (column * self.sigma_data / scale)
+        denoised = x * (self.sigma_data / scale) ** 2 + network.to(x.dtype) * (
+            column * self.sigma_data / scale
+        )
+        return denoised.to(given)
 
     def raw(self, x, noise, label):
         """The U-Net itself, F of Karras et al. 2022, eq. 7: `x` scaled to unit variance, noise = log(sigma)/4."""
@@ -117,14 +136,17 @@ class SmallUNet(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
 
     def _checked(self, x, sigma, label):
-        if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"x has shape {tuple(x.shape)}; this network takes (N, *{self.shape})")
-        sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(len(x))
-        if label.shape != (len(x),) or label.dtype != torch.int64:
+        check_states(x, self.shape)
+        label = check_labels(label, len(x), self.num_classes, "label").to(x.device)
+        if not isinstance(sigma, torch.Tensor) or has_values(sigma):
+            with torch.device("cpu"):
+                checked = _check.levels(sigma)
+            sigma = sigma if isinstance(sigma, torch.Tensor) else checked
+        if tuple(sigma.shape) not in ((), (1,), (len(x),)):
             raise ValueError(
-                f"label is {label.dtype} of shape {tuple(label.shape)}; pass one int64 class for each of {len(x)} rows"
+                f"sigma has shape {tuple(sigma.shape)}; pass a number or one level for each of {len(x)} rows"
             )
-        return sigma, label
+        return sigma.to(x.device, torch.float64).expand(len(x)), label
 
 
 def save_network(path, network, info, dtype=torch.float32):
@@ -135,16 +157,37 @@ def save_network(path, network, info, dtype=torch.float32):
     return save_weights(path, tensors, {"config": network.config, **info})
 
 
+@torch.inference_mode(False)
 def load_network(path, device="cpu"):
     """The `SmallUNet` at `path` (*.safetensors), or the embedded one called "fashion-mnist", in evaluation mode.
 
-    `network.info` is what was saved with it, sha256 included. Errors: as `load_weights`.
+    `network.info` is what was saved with it, sha256 included. ValueError: damaged weights or another network's,
+    with the path. FileNotFoundError: one of the two files is missing.
     """
-    tensors, info = load_weights(_embedded(path))
-    network = SmallUNet(**info["config"])
-    network.load_state_dict(tensors)
+    path = _embedded(path)
+    try:
+        tensors, info = load_weights(path)
+        network = _built(info["config"], tensors)
+    except FileNotFoundError:
+        raise
+    except (
+        Exception
+    ) as error:  # what an altered file leads to, from a missing key to a tensor of another shape
+        raise ValueError(
+            f"{path} and {path.stem}.json are not the weights of a SmallUNet ({error!r}); fetch or train them again"
+        ) from error
     network.info = info
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+def _built(config, tensors):
+    """The network of a configuration with these tensors; its memory is taken only once all shapes agree."""
+    if integer("blocks", config["blocks"], 1) * len(config["channels"]) > len(tensors):
+        raise ValueError(f"{config['blocks']} blocks for each of {config['channels']} need more tensors")
+    with torch.device("meta"):
+        network = SmallUNet(**config)
+    network.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+    return network
 
 
 def training_log(path):
@@ -166,15 +209,15 @@ class _Block(nn.Module):
 
     def __init__(self, wide_in, wide_out, width, dropout, attention):
         super().__init__()
-        self.norm0, self.conv0 = _norm(wide_in), nn.Conv2d(wide_in, wide_out, 3, padding=1)
-        self.modulate = nn.Linear(width, 2 * wide_out)
-        self.norm1, self.conv1 = _norm(wide_out), _zero(nn.Conv2d(wide_out, wide_out, 3, padding=1))
+        self.norm0, self.conv0 = _norm(wide_in), _Conv2d(wide_in, wide_out, 3, padding=1)
+        self.modulate = _Linear(width, 2 * wide_out)
+        self.norm1, self.conv1 = _norm(wide_out), _zero(_Conv2d(wide_out, wide_out, 3, padding=1))
         self.dropout = dropout
-        self.skip = nn.Conv2d(wide_in, wide_out, 1) if wide_in != wide_out else nn.Identity()
+        self.skip = _Conv2d(wide_in, wide_out, 1) if wide_in != wide_out else nn.Identity()
         self.heads = max(1, wide_out // 64) if attention else 0
         if attention:
-            self.norm2, self.qkv = _norm(wide_out), nn.Conv2d(wide_out, 3 * wide_out, 1)
-            self.proj = _zero(nn.Conv2d(wide_out, wide_out, 1))
+            self.norm2, self.qkv = _norm(wide_out), _Conv2d(wide_out, 3 * wide_out, 1)
+            self.proj = _zero(_Conv2d(wide_out, wide_out, 1))
 
     def forward(self, x, emb):
         y = self.conv0(F.silu(self.norm0(x)))
@@ -193,7 +236,7 @@ class _Block(nn.Module):
 
 
 def _norm(channels):
-    return nn.GroupNorm(math.gcd(channels, 8), channels)
+    return nn.GroupNorm(math.gcd(channels, 8), channels, dtype=torch.float32)
 
 
 def _zero(layer):

@@ -87,17 +87,17 @@ def test_altered_and_foreign_weights_are_refused(tmp_path):
     "x", [torch.zeros(2, 784), torch.zeros(2, 3, 28, 28), torch.zeros(2, 1, 28, 28, dtype=torch.uint8)]
 )
 def test_wrong_images_are_named(x):
-    with pytest.raises(ValueError, match="x is"):
+    with pytest.raises(ValueError, match=r"x (is|has)"):
         FashionClassifier().features(x)
 
 
 def test_training_refuses_what_does_not_fit():
     images, labels = fashion_mnist("test")
-    with pytest.raises(ValueError, match="images, labels"):
+    with pytest.raises(ValueError, match=r"labels is .*\(999,\); pass one int64 class for each of 1000 rows"):
         train_classifier(images, labels[1:])
     with pytest.raises(ValueError, match="epochs"):
         train_classifier(images, labels, epochs=0)
-    with pytest.raises(ValueError, match=r"labels are .* 1 to 10"):
+    with pytest.raises(ValueError, match="labels range from 1 to 10; there are 10 classes"):
         train_classifier(images, labels + 1)
     with pytest.raises(ValueError, match=r"images\[.*nan"):
         train_classifier(images.log(), labels)
