@@ -12,8 +12,18 @@ import torch
 
 from entropic.files import file_sha256, replaced, write_atomically
 
-__all__ = ["fingerprint", "load_weights", "reading", "remembered_sha256", "safe_tensors", "save_weights"]
+__all__ = [
+    "fingerprint",
+    "load_weights",
+    "named_path",
+    "plain_torch",
+    "reading",
+    "remembered_sha256",
+    "safe_tensors",
+    "save_weights",
+]
 
+_LARGE = 1 << 26  # bytes; what is smaller is hashed in a tenth of a second
 _SETTLED = 2.0  # seconds: a file system may give two writes within this time the same time stamp
 
 
@@ -31,6 +41,28 @@ def reading(path, remedy):
     except Exception as error:
         said = f"{type(error).__name__}: {error}".partition("\n")[0][:400]
         raise ValueError(f"{path} cannot be read ({said}); {remedy}") from error
+
+
+def named_path(variable):
+    """The path that an environment variable names, absolute and with ~ expanded; None where it names none."""
+    value = os.environ.get(variable)
+    return Path(os.path.abspath(Path(value).expanduser())) if value else None
+
+
+@contextlib.contextmanager
+def plain_torch():
+    """The block builds a network as a fresh process does, whatever the caller has set.
+
+    Default dtype float32, default device the CPU, no gradients, no inference mode. The default dtype belongs to the
+    whole process: other threads see float32 for as long.
+    """
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        torch.set_default_dtype(kept)
 
 
 def safe_tensors():
@@ -109,7 +141,7 @@ def _mapped(path, piece=1 << 24):
 
 
 def remembered_sha256(path, record):
-    """sha256 of a file, computed only where the file has changed since the last time.
+    """sha256 of a file; for one of 64 MB and more, computed only where the file has changed since the last time.
 
     `record`, a JSON file, keeps the sha256 of each file with its size, inode and times of last change. The time of the
     last change of the inode (ctime) is set by the system at every write, so an altered file is hashed anew. A file
@@ -117,6 +149,8 @@ def remembered_sha256(path, record):
     cannot be read, or written where it is to be, costs time only.
     """
     path, record = Path(os.path.abspath(path)), Path(record)
+    if path.stat().st_size < _LARGE:
+        return file_sha256(path)
     before, (*stamp, digest) = _stamp(path), _known(record).get(str(path), [None])
     if stamp == before:
         return digest

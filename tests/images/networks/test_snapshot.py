@@ -880,9 +880,16 @@ def test_unsupported_architectures_say_so(tmp_path, kind, kwargs, reason):
 # A later start reads little
 
 
+@pytest.fixture(name="old_and_large")
+def _old_and_large(monkeypatch):
+    """Files of a test count as large ones that were written long ago."""
+    monkeypatch.setattr(weights, "_LARGE", 0)
+    monkeypatch.setattr(weights, "_SETTLED", -1.0)
+
+
+@pytest.mark.usefixtures("old_and_large")
 def test_unchanged_files_are_hashed_once(tmp_path, edm2, monkeypatch):
     path = written(tmp_path / "a.pkl", s.snapshot(edm2, EDM2))
-    monkeypatch.setattr(weights, "_SETTLED", -1.0)  # the files are new
     load_snapshot(path, cache=tmp_path)
     first = load_snapshot(path, cache=tmp_path)
 
@@ -907,8 +914,9 @@ def test_unchanged_files_are_hashed_once(tmp_path, edm2, monkeypatch):
     assert conversion.read_bytes() == good
 
 
-def test_new_files_are_hashed_again(tmp_path):
+def test_new_files_are_hashed_again(tmp_path, monkeypatch):
     """A second write within the resolution of a time stamp would not be seen."""
+    monkeypatch.setattr(weights, "_LARGE", 0)
     path, record = tmp_path / "a", tmp_path / "checked.json"
     path.write_bytes(b"a")
     weights.remembered_sha256(path, record)
@@ -916,11 +924,11 @@ def test_new_files_are_hashed_again(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"PATH": 1}', '{"PATH": [1, 2]}', "\0", "[" * 100_000])
-def test_a_damaged_record_of_checks_costs_time_only(tmp_path, monkeypatch, content):
+@pytest.mark.usefixtures("old_and_large")
+def test_a_damaged_record_of_checks_costs_time_only(tmp_path, content):
     path, record = tmp_path / "a", tmp_path / "checked.json"
     path.write_bytes(b"a")
     record.write_text(content.replace("PATH", str(path)))
-    monkeypatch.setattr(weights, "_SETTLED", -1.0)
     wanted = hashlib.sha256(b"a").hexdigest()
     assert weights.remembered_sha256(path, record) == wanted
     assert json.loads(record.read_text())[str(path)][-1] == wanted
