@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from entropic._check import as_float64, check_finite, integer
+from entropic._check import check_finite, integer
 from entropic.files import cache, fetch, replaced
 from entropic.images.data import to_pixels, to_uint8
 from entropic.images.networks import classifier, dinov2
@@ -64,7 +64,7 @@ class Spread(NamedTuple):
 
 def moments(x):
     """Mean (D,) and covariance (D, D; divided by N - 1) of the rows of x (N, D), N >= 2, in float64."""
-    x = as_float64("x", _tensor("x", x))
+    x = _float64("x", x)
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; pass at least two rows (N, D)")
     return x.mean(0), torch.cov(x.T).reshape(x.shape[1], x.shape[1])
@@ -80,11 +80,9 @@ def frechet_distance(mean_a, covariance_a, mean_b, covariance_b):
     ValueError: other shapes, entries that are not finite, and a matrix that is no covariance: symmetric, and without
     negative eigenvalues, both up to rounding.
     """
-    means = [
-        as_float64(name, _tensor(name, value)) for name, value in (("mean_a", mean_a), ("mean_b", mean_b))
-    ]
+    means = [_float64(name, value) for name, value in (("mean_a", mean_a), ("mean_b", mean_b))]
     matrices = [
-        as_float64(name, _tensor(name, value))
+        _float64(name, value)
         for name, value in (("covariance_a", covariance_a), ("covariance_b", covariance_b))
     ]
     shapes = [tuple(tensor.shape) for pair in zip(means, matrices, strict=True) for tensor in pair]
@@ -151,7 +149,7 @@ def distance(a, b, *, allow_singular=False):
 def _sample(name, value, allow_singular):
     """Mean and root of the covariance of one side of `distance`. EVERY distance between samples comes by here."""
     if isinstance(value, Statistics):
-        mean, covariance = (as_float64(name, part) for part in value[:2])
+        mean, covariance = (_float64(name, part) for part in value[:2])
         if value.count is not None:
             _enough(name, value.count, len(mean), allow_singular)
         return mean, _root(f"{name}.covariance", covariance)
@@ -215,7 +213,7 @@ def _kept(path, count, dimension):
         for tensor in found[:2]:
             if tensor.dtype != torch.float64 or not torch.isfinite(tensor).all():
                 raise ValueError(f"{tensor.dtype}, or not finite")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # zipfile, zlib, struct and numpy raise some ten kinds
         warnings.warn(
@@ -271,7 +269,7 @@ def expected_floor(reference, n, seed=0, repeats=2):
     about `expected_floor(reference, M)`. ValueError: n below 2, no covariance.
     """
     n, repeats = integer("n", n, 2), integer("repeats", repeats, 2)
-    covariance = as_float64("reference.covariance", reference.covariance)
+    covariance = _float64("reference.covariance", reference.covariance)
     _root("reference.covariance", covariance)
     spread = torch.linalg.eigvalsh(covariance).clamp_min(0).sqrt()  # only the eigenvalues matter
     dimension, generator, found = len(spread), np.random.default_rng(seed), []
@@ -306,7 +304,7 @@ def imposed_distance(
         )
     directions, errors = (
         check_finite("directions", directions.to(x)),
-        as_float64("errors", _tensor("errors", errors)),
+        _float64("errors", errors),
     )
     if errors.ndim > 1 or errors.numel() not in (1, directions.shape[1]):
         raise ValueError(
@@ -621,6 +619,14 @@ def _tensor(name, value):
         raise ValueError(
             f"{name} is a {type(value).__name__} that is not numeric; pass numbers, an array or a tensor"
         ) from error
+
+
+def _float64(name, value):
+    """`value` as a float64 tensor where it lies; ValueError where it is complex or not finite."""
+    tensor = _tensor(name, value)
+    if tensor.is_complex():
+        raise ValueError(f"{name} is {tensor.dtype}; pass real numbers")
+    return check_finite(name, tensor.to(torch.float64))
 
 
 def _missing(error, remedy):

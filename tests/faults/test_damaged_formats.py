@@ -16,7 +16,7 @@ from entropic.images.networks import vae
 from entropic.images.networks.classifier import load_classifier, weights_path
 from entropic.images.networks.dinov2 import DINOv2, load_dinov2
 from entropic.images.networks.vae import load_vae
-from entropic.images.networks.weights import load_weights, save_weights
+from entropic.images.networks.weights import load_weights, named_path, save_weights
 
 MUTATIONS = 200
 
@@ -266,3 +266,20 @@ def test_altered_extractor_weights(tmp_path):
     (tmp_path / "inception.pth").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"inception\.pth: sha256 is"):
         metrics.EXTRACTORS["inception-v3-compat"].locate(tmp_path / "inception.pth")
+
+
+def test_paths_of_the_environment_do_not_depend_on_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for value in ("~/a.pth", "a.pth", str(tmp_path / "a.pth")):
+        monkeypatch.setenv("ENTROPIC_ANY", value)
+        assert named_path("ENTROPIC_ANY") == tmp_path / "a.pth"
+    monkeypatch.setenv("ENTROPIC_ANY", "")
+    assert named_path("ENTROPIC_ANY") is None
+    monkeypatch.setenv("ENTROPIC_DINOV2", "~/absent.pth")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "absent.pth")):
+        metrics.EXTRACTORS["dinov2-vit-l-14-bicubic"].locate()
+    monkeypatch.setenv("ENTROPIC_VAE", "~/absent")
+    pytest.importorskip("diffusers")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "absent")):
+        load_vae()

@@ -86,7 +86,10 @@ def save_weights(path, tensors, info):
     held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; safetensors would make it the owner's alone
         safe_tensors().torch.save_file(held, temporary)
+        temporary.chmod(mode)
         digest = file_sha256(temporary)
     text = json.dumps({**info, "sha256": digest}, indent=1) + "\n"
     write_atomically(path.with_suffix(".json"), text.encode())
