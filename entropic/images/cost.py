@@ -32,9 +32,9 @@ def architecture(dataset, network):
     with torch.device("meta"):
         if network == "EDM-VP" and dataset in ("CIFAR-10", "FFHQ-64"):
             mult = [2, 2, 2] if dataset == "CIFAR-10" else [1, 2, 2, 2]
-            return edm.EDMPrecond(*sides[dataset], channel_mult=mult, augment_dim=9).eval()
+            return edm.EDMPrecond(*sides[dataset], channel_mult=mult, augment_dim=9).float().eval()
         if network.startswith("EDM2-") and size in edm2.SIZES and dataset.startswith("ImageNet"):
-            return edm2.Precond(*sides[dataset], 1000, model_channels=edm2.SIZES[size]).eval()
+            return edm2.Precond(*sides[dataset], 1000, model_channels=edm2.SIZES[size]).float().eval()
     raise ValueError(
         f"network = {network!r} on {dataset!r} is not published; see entropic.images.networks.published"
     )
@@ -53,7 +53,7 @@ def vae_decoder():
             layers_per_block=2,
             latent_channels=4,
         )
-    return network.decode
+    return network.float().decode
 
 
 def parameters(network):
@@ -81,7 +81,9 @@ def memory(network, batch, dtype=torch.float16):
     weights = sum(tensor.untyped_storage().nbytes() for tensor in network.state_dict().values())
     with torch.no_grad(), torch.device("meta"):
         x = torch.empty(batch, *network.shape, dtype=dtype)
-        noise, classes = torch.empty(batch), torch.empty(batch, network.num_classes)
+        noise, classes = (
+            torch.empty(shape, dtype=torch.float32) for shape in (batch, (batch, network.num_classes))
+        )
         with _Alive() as alive:
             network.raw(x, noise, classes)
     return Memory(weights, weights + alive.peak)

@@ -4,17 +4,15 @@ Written to load the public file dinov2_vitl14_pretrain.pth (Apache License 2.0) 
 """
 
 import math
-import pickle
 from collections import OrderedDict
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from entropic._check import check_finite
+from entropic.images.networks.weights import plain_torch, safe_tensors
 
 __all__ = ["DINOv2", "load_dinov2", "preprocess", "resize_positions"]
 
@@ -122,21 +120,25 @@ def load_dinov2(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; name DINOv2's weights, dinov2_vitl14_pretrain.pth")
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"path = {path} is no file of weights ({error}); fetch it again") from error
-    try:
-        state = {name: check_finite(name, value.float()) for name, value in state.items()}
-        width, positions = state["cls_token"].shape[-1], state["pos_embed"].shape[1]
-        depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-        with torch.device("meta"):
-            network = DINOv2(width, depth, math.isqrt(positions - 1))
-        network.load_state_dict(state, assign=True)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise ValueError(f"path = {path} holds no weights of DINOv2 without registers; {said}") from error
+    load = safe_tensors().torch.load_file if path.suffix == ".safetensors" else _load_pickle
+    with plain_torch():
+        try:
+            state = load(path)
+        except Exception as error:  # torch and zipfile raise some ten kinds
+            said = f"{type(error).__name__}: {error}"
+            raise ValueError(f"path = {path} is no file of weights ({said}); fetch it again") from error
+        try:
+            state = {name: check_finite(name, value.float()) for name, value in state.items()}
+            width, positions = state["cls_token"].shape[-1], state["pos_embed"].shape[1]
+            depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+            with torch.device("meta"):
+                network = DINOv2(width, depth, math.isqrt(positions - 1))
+            network.load_state_dict(state, assign=True)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise ValueError(f"path = {path} holds no weights of DINOv2 without registers; {said}") from error
     return network.requires_grad_(False).eval()
+
+
+def _load_pickle(path):
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -13,7 +13,11 @@ from torch import nn
 from entropic import _check
 from entropic._check import integer
 
-__all__ = ["Denoiser", "EDMPrecond", "SongUNet", "VPPrecond"]
+__all__ = ["Denoiser", "EDMPrecond", "SongUNet", "Unsupported", "VPPrecond"]
+
+
+class Unsupported(ValueError):
+    """An architecture that the classes here do not build; the message says which one they build."""
 
 
 class Denoiser(nn.Module):
@@ -90,7 +94,7 @@ class _SongDenoiser(Denoiser):
     def __init__(self, img_resolution, img_channels, label_dim, use_fp16, sigma_data, model_type, unet):
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, sigma_data)
         if model_type != "SongUNet":
-            raise ValueError(f"model_type = {model_type!r}; 'SongUNet' is the one supported")
+            raise Unsupported(f"model_type = {model_type!r}; 'SongUNet' is the one supported")
         self.model = SongUNet(
             img_resolution=img_resolution,
             in_channels=img_channels,
@@ -140,6 +144,11 @@ class VPPrecond(_SongDenoiser):
     sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1; `sigma_min` = sigma(epsilon_t), `sigma_max` = sigma(1).
     Call, result and errors as `Denoiser`; further keyword arguments are `SongUNet`'s. `sigma_data` is that of
     images in [-1, 1], and the network does not use it. Source: Karras et al. 2022, table 1, first column.
+
+    The formulas are written so that float32 keeps all its digits. The official float32 code takes exp(...) - 1 and
+    log(1 + sigma^2) and loses digits at small sigma: its `sigma_min` is 9.766e-4 where the formula gives 1.0005e-3
+    (2.4 % less), and its c_noise differs from ours by up to 6 % below sigma = 0.002, 1.5 % up to 0.01, 0.06 % up to
+    0.03, and 0.005 % above: by less than 0.001 of a c_noise that runs from 0.01 to 999.
     """
 
     def __init__(
@@ -229,7 +238,7 @@ class SongUNet(nn.Module):
         }
         for name, value in given.items():
             if value != supported[name]:
-                raise ValueError(f"{name} = {value!r}; {supported[name]!r} is the one supported")
+                raise Unsupported(f"{name} = {value!r}; {supported[name]!r} is the one supported")
         self.config = {
             "augment_dim": integer("augment_dim", augment_dim, 0),
             "model_channels": integer("model_channels", model_channels, 4),
@@ -353,10 +362,23 @@ def check_sides(img_resolution, channel_mult):
         )
 
 
+def drawn(how, *shape, scale=1.0):
+    """`scale` times random numbers, drawn by the method `how` ("normal_", "uniform_"); empty on the meta device.
+
+    There is nothing to fill on the meta device, and torch imports its compiler (1.5 s of CPU time) to find that out.
+    """
+    empty = torch.empty(shape)
+    return empty if empty.is_meta else getattr(empty, how)() * scale
+
+
 # Parameters are cast to the dtype of what comes in: float16 activations, float32 weights.
 
 
 class _Linear(nn.Linear):
+    def reset_parameters(self):
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def forward(self, x):
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
@@ -369,6 +391,10 @@ class _Conv2d(nn.Conv2d):
         self.resample = resample
         if resample:  # part of a published state; the filter itself is fixed
             self.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
+
+    def reset_parameters(self):
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
     def forward(self, x):
         x = resampled(x, self.resample)

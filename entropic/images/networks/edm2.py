@@ -14,8 +14,10 @@ from torch import nn
 from entropic._check import integer
 from entropic.images.networks.edm import (
     Denoiser,
+    Unsupported,
     attend,
     check_sides,
+    drawn,
     noise_levels,
     positive,
     resampled,
@@ -100,7 +102,7 @@ class UNet(nn.Module):
     ):
         super().__init__()
         if list(resample_filter) != [1, 1]:
-            raise ValueError(f"resample_filter = {list(resample_filter)}; [1, 1] is the one supported")
+            raise Unsupported(f"resample_filter = {list(resample_filter)}; [1, 1] is the one supported")
         self.config = {
             "model_channels": integer("model_channels", model_channels, 1),
             "channel_mult": [integer("channel_mult", mult, 1) for mult in channel_mult],
@@ -186,7 +188,7 @@ class MPConv(nn.Module):
 
     def __init__(self, wide_in, wide_out, kernel=()):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(wide_out, wide_in, *kernel))
+        self.weight = nn.Parameter(drawn("normal_", wide_out, wide_in, *kernel))
 
     def forward(self, x, gain=1.0):
         fan_in = self.weight[0].numel()
@@ -201,8 +203,8 @@ class MPFourier(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
-        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+        self.register_buffer("freqs", drawn("normal_", channels, scale=2 * math.pi))
+        self.register_buffer("phases", drawn("uniform_", channels, scale=2 * math.pi))
 
     def forward(self, x):
         angle = x.float()[:, None] * self.freqs.float() + self.phases.float()

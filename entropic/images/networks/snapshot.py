@@ -1,13 +1,12 @@
 """NVIDIA's published networks: official EDM and EDM2 pickles, read as data, without running anything in them.
 
 A pickle is a program, and these carry the Python source of their classes besides. Here it is read by a machine of
-its own, not by Python's `pickle`: it knows the opcodes that make data, and the thirteen names that stand in such a
-file are tags to it, not functions or classes. So nothing of the file can be imported, called, written to or
+its own, not by Python's `pickle`: it knows the opcodes that make data, and the few names that stand in such a file
+(`_MAKERS`) are tags to it, not functions or classes. So nothing of the file can be imported, called, written to or
 overridden; whatever else a file asks for is refused.
 """
 
 import contextlib
-import hashlib
 import inspect
 import io
 import math
@@ -22,17 +21,26 @@ import numpy as np
 import torch
 
 from entropic.files import cache as cache_folder
-from entropic.images.networks.weights import load_weights, save_weights
+from entropic.images.networks.edm import Unsupported
+from entropic.images.networks.weights import load_weights, remembered_sha256, save_weights
 
 __all__ = ["SnapshotError", "Stub", "load_snapshot", "read_pickle"]
 
 _REMEDY = "fetch it again from NVIDIA (https://nvlabs-fi-cdn.nvidia.com/edm/ or /edm2/)"
+_NOT_READ = (
+    "the file may be whole, but this package reads EDM's networks with a SongUNet of the DDPM++ kind, and EDM2's; "
+    "pass one of those that `python -m entropic.images.networks.published` lists"
+)
 _MAX_STEPS = 500_000  # opcodes; a network has 20,000 to 100,000
 _MAX_DEPTH = 100  # objects inside one another; a network has some 20
 
 
 class SnapshotError(ValueError):
     """A file that is no published network, is damaged, or asks for more than data; the message says which."""
+
+
+class _UnsupportedError(SnapshotError):
+    """A network of an architecture that is not read here: another copy of the file would be refused as well."""
 
 
 @dataclass
@@ -53,37 +61,40 @@ def load_snapshot(path, *, dtype=torch.float32, device="cpu", cache=None):
 
     Nothing in the pickle is run. The first call writes a conversion, in the published precision, to
     `cache`/snapshots/<sha256 of the pickle>.safetensors (`cache`: default $ENTROPIC_CACHE or ~/.cache/entropic), or
-    warns that it cannot; later calls check both sha256 and read that. SnapshotError, a ValueError: the file is
-    damaged, malicious, or another kind of file; then nothing is written. FileNotFoundError: it is missing.
+    warns that it cannot; later calls read that. A conversion that is damaged is made anew, with a warning. The sha256
+    of either file is computed again only when the file has changed (`remembered_sha256`, in `cache`/checked.json).
+    SnapshotError, a ValueError: the file is damaged, malicious, or another kind of file; then nothing of it is kept.
+    FileNotFoundError: it is missing.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype = {dtype!r}; pass a floating torch.dtype, or None for the published one")
     path = Path(path)
     if path.suffix == ".safetensors":
-        network, tensors, info = _read_conversion(path, "convert the snapshot again")
+        network, tensors, info = _read_conversion(path, "convert the snapshot again", dtype)
     else:
-        with _mapped(path) as data:
-            digest = hashlib.sha256(data).hexdigest()
-            folder = Path(cache) if cache is not None else cache_folder()
-            conversion = folder / "snapshots" / f"{digest}.safetensors"
+        folder = Path(cache) if cache is not None else cache_folder()
+        record = folder / "checked.json"
+        digest = remembered_sha256(path, record)
+        conversion = folder / "snapshots" / f"{digest}.safetensors"
+        try:
+            network, tensors, info = _read_conversion(conversion, "it is made anew", dtype, digest, record)
+        except (SnapshotError, OSError) as error:
+            if isinstance(error, SnapshotError):
+                warnings.warn(f"the conversion of {path.name} in the cache: {error}", stacklevel=2)
+            with _mapped(path) as data, _refusals(path, _REMEDY):
+                network, tensors, info = _read_snapshot(data)
+            kept = {"class": type(network).__name__, "config": network.config, "pickle_sha256": digest}
             try:
-                network, tensors, info = _read_conversion(conversion, "it is made anew", digest)
-            except (SnapshotError, OSError):
-                with _refusals(path, _REMEDY):
-                    network, tensors, info = _read_snapshot(data)
-                kept = {"class": type(network).__name__, "config": network.config, "pickle_sha256": digest}
-                try:
-                    save_weights(conversion, tensors, {**kept, **info, "source": path.name})
-                except OSError as error:
-                    warnings.warn(
-                        f"{path.name} is loaded, but its conversion is not kept ({error}), and each call reads the "
-                        "pickle again; pass a `cache`, or set ENTROPIC_CACHE, to a folder that can be written",
-                        stacklevel=2,
-                    )
+                save_weights(conversion, tensors, {**kept, **info, "source": path.name})
+            except OSError as error:
+                warnings.warn(
+                    f"{path.name} is loaded, but its conversion is not kept ({error}), and each call reads the "
+                    "pickle again; pass a `cache`, or set ENTROPIC_CACHE, to a folder that can be written",
+                    stacklevel=2,
+                )
+            tensors = {name: _held(value, dtype) for name, value in tensors.items()}
         info |= {"sha256": digest, "source": path.name}
-    with torch.no_grad():
-        cast = {name: value if dtype is None else value.to(dtype) for name, value in tensors.items()}
-        network.load_state_dict(cast, assign=True)
+    network.load_state_dict(tensors, assign=True)
     network.info = info
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
@@ -97,6 +108,14 @@ def read_pickle(path):
     path = Path(path)
     with _mapped(path) as data, _refusals(path, _REMEDY):
         return _read(data)
+
+
+def _held(value, dtype):
+    """A copy of a tensor as the network holds it: in `dtype` (None: its own), convolutions channels last."""
+    if not value.is_floating_point():
+        return value.clone()  # refused by `_network`
+    form = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+    return value.to(dtype or value.dtype, copy=True, memory_format=form)
 
 
 @contextlib.contextmanager
@@ -115,6 +134,8 @@ def _refusals(path, remedy):
     try:
         yield
     except SnapshotError as error:
+        if remedy is _REMEDY and isinstance(error, _UnsupportedError):
+            remedy = _NOT_READ
         raise SnapshotError(f"{path.name} {_printable(error)}; {remedy}") from None
     except Exception as error:
         said = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -132,7 +153,11 @@ def _printable(said):
 def _read(data):
     if not data[:1] == b"\x80":
         page = data[:4096].lstrip()[:1] == b"<"
-        raise SnapshotError("is a web page, not a pickle" if page else "is not a pickle of protocol 2 to 5")
+        if page:
+            raise SnapshotError("is a web page, not a pickle")
+        raise SnapshotError(
+            "is not a pickle of protocol 2 to 5 (one of your own: write it with pickle.dump(..., protocol=4))"
+        )
     machine = _Machine(data, _MAKERS, _MAX_STEPS)
     value = machine.run()
     if machine.at != len(data):
@@ -221,7 +246,8 @@ class _Machine:
     def __init__(self, data, names, steps):
         self.data, self.at = memoryview(data), 0
         self.names, self.steps = names, steps
-        self.left = len(data)  # bytes that may still be read as tensors and arrays: as many as the file has
+        # bytes that may still be read as tensors and arrays, and be made of text: as many as the file has
+        self.left = self.spelt = len(data)
 
     def run(self):
         self.stack, self.below, self.memo = [], [], {}
@@ -418,6 +444,24 @@ class _Machine:
             size, stride
         )
 
+    def array(self, content, dtype, shape, order, axes=None):
+        """An array of protocol 5. `axes`, where order is "K": the order of the axes, of lengths `shape` in memory."""
+        numbers = self.numbers(dtype, content, shape)
+        if order in ("C", "F") and axes is None:
+            return _Array(numbers.reshape(shape, order=order))
+        if order != "K" or sorted(_lengths(axes)) != list(range(len(shape))):
+            raise SnapshotError("holds an array whose axes are in no order")
+        return _Array(numbers.reshape(shape).transpose(axes))
+
+    def encode(self, value, encoding):
+        """Bytes of protocol 2, which writes them as text."""
+        if type(value) is not str or encoding not in ("latin1", "latin-1"):
+            raise SnapshotError("holds text where bytes should stand")
+        self.spelt -= len(value)
+        if self.spelt < 0:
+            raise SnapshotError("holds more numbers than bytes: it uses some twice")
+        return memoryview(value.encode("latin-1"))
+
     def parameter(self, tensor, requires_grad, hooks):
         if type(tensor) is not torch.Tensor or type(hooks) is not dict or hooks:
             raise SnapshotError("holds a parameter with hooks or without a tensor")
@@ -434,6 +478,9 @@ def _key(key):
     # Short integers only: Python hashes long ones, and nested tuples, in no bounded time.
     if type(key) not in (str, int, bool):
         raise SnapshotError("holds a key that is neither a string nor an integer")
+    # Integers that differ by multiples of 2^61 - 1 have the same hash: a dict of n such keys takes n^2 steps.
+    if type(key) is int and abs(key) >= 1 << 31:
+        raise SnapshotError(f"holds the key {str(key)[:40]}; integers as keys are below 2^31 here")
     return key
 
 
@@ -454,6 +501,8 @@ _MAKERS = {
     ("torch._utils", "_rebuild_parameter"): _Machine.parameter,
     ("torch._utils", "_rebuild_tensor_v2"): _Machine.tensor,
     ("torch.storage", "_load_from_bytes"): _Machine.storage,
+    ("_codecs", "encode"): _Machine.encode,
+    ("__builtin__", "bytes"): lambda machine: memoryview(b""),  # as protocol 2 writes no bytes
     ("numpy", "dtype"): _Machine.dtype,
     ("numpy", "ndarray"): lambda machine: _Array(),
     **{
@@ -461,6 +510,7 @@ _MAKERS = {
         for core in ("core", "_core")  # numpy 1 and 2
         for name, maker in (("_reconstruct", lambda machine, *_: _Array()), ("scalar", _Machine.scalar))
     },
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _Machine.array for core in ("core", "_core")},
 }
 _OPCODES = {
     b"\x80": _Machine.protocol,
@@ -479,6 +529,7 @@ _OPCODES = {
     b"C": lambda m: m.push(m.take(m.number(1))),
     b"B": lambda m: m.push(m.take(m.number(4))),
     b"\x8e": lambda m: m.push(m.take(m.number(8))),
+    b"\x96": lambda m: m.push(m.take(m.number(8))),
     b"(": _Machine.mark,
     b"0": lambda m: m.stack.pop(),
     b"]": lambda m: m.push([]),
@@ -529,12 +580,12 @@ def _read_snapshot(data):
     return *_network(ema.class_name, config, _tensors(ema, len(data))), info
 
 
-def _read_conversion(path, remedy, digest=None):
-    """As `_read_snapshot`, of a conversion; with `digest`, of that pickle and no other."""
+def _read_conversion(path, remedy, dtype, digest=None, record=None):
+    """As `_read_snapshot`, of a conversion, tensors in `dtype`; with `digest`, of that pickle and no other."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     with _refusals(path, remedy):
-        tensors, info = load_weights(path)
+        tensors, info = load_weights(path, lambda value: _held(value, dtype), record=record)
         if digest not in (None, info["pickle_sha256"]):
             raise SnapshotError("is the conversion of another snapshot")
         kept = {key: info[key] for key in ("dataset_kwargs", "encoder", "source")}
@@ -550,7 +601,7 @@ def _classes():
 
 def _class(name):
     if name not in _classes():
-        raise SnapshotError(f"holds a {name[:60]!r}; the networks read here are {', '.join(_classes())}")
+        raise _UnsupportedError(f"holds a {name[:60]!r}; the networks read here are {', '.join(_classes())}")
     return _classes()[name]
 
 
@@ -564,7 +615,11 @@ def _network(class_name, config, tensors):
     try:
         with torch.device("meta"):
             network = kind(**config)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Unsupported as error:
+        raise _UnsupportedError(f"has an architecture that is not supported: {error}") from error
+    except TypeError as error:  # a setting that the class does not know
+        raise _UnsupportedError(f"has a configuration that is not {class_name}'s: {error}") from error
+    except (ValueError, RuntimeError) as error:
         raise SnapshotError(f"has a configuration that does not fit {class_name}: {error}") from error
     wanted = network.state_dict()
     missing, others = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
@@ -579,7 +634,8 @@ def _network(class_name, config, tensors):
                 f"holds {name} as {value.dtype} {tuple(value.shape)}; its configuration makes it "
                 f"{tuple(wanted[name].shape)}, floating"
             )
-        if not torch.isfinite(value).all():
+        # NaN and infinity show in the smallest and the largest entry; this is 20 times faster than torch.isfinite.
+        if value.numel() and not all(map(math.isfinite, map(float, torch.aminmax(value)))):
             raise SnapshotError(f"holds NaN or infinity in {name}")
     return network, tensors
 

@@ -1,6 +1,5 @@
 """Stability AI's VAE, which turns the latents of EDM2's ImageNet-512 networks into images; through diffusers."""
 
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 
 from entropic import _check
-from entropic.images.networks.weights import fingerprint
+from entropic.images.networks.weights import fingerprint, named_path, plain_torch, reading
 
 __all__ = ["StabilityVAE", "latents_to_vae", "load_vae", "to_uint8_vae"]
 
@@ -26,19 +25,24 @@ def latents_to_vae(x):
     scale = 0.5 / std and bias = -mean scale, in float32; the VAE's usual factor 0.18215 has no part in it.
     ValueError: another shape, NaN or infinity. Source: Karras et al. 2024 (EDM2).
     """
+    if not isinstance(x, torch.Tensor):
+        raise ValueError(f"x is a {type(x).__name__}; pass a tensor of floating latents (N, 4, H, W)")
     if x.ndim != 4 or x.shape[1] != 4 or not x.is_floating_point():
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; pass floating latents (N, 4, H, W)")
     x = _check.check_finite("x", x).float()
-    scale = 0.5 / torch.tensor(_STD, device=x.device)[:, None, None]
-    bias = -torch.tensor(_MEAN, device=x.device)[:, None, None] * scale
+    std, mean = (x.new_tensor(values)[:, None, None] for values in (_STD, _MEAN))  # float32, as x is
+    scale = 0.5 / std
+    bias = -mean * scale
     return (x - bias) / scale
 
 
 def to_uint8_vae(x):
     """The VAE's output as uint8: x clamped to [0, 1], times 255, truncated; in float32 or better.
 
-    EDM2 trained on latents of images in [0, 1], not in [-1, 1]. ValueError: NaN or infinity.
+    EDM2 trained on latents of images in [0, 1], not in [-1, 1]. ValueError: x is not floating, or not finite.
     """
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        raise ValueError(f"x is {getattr(x, 'dtype', type(x).__name__)}; pass a floating output of the VAE")
     x = _check.check_finite("x", x).to(torch.promote_types(x.dtype, torch.float32))
     return (x.clamp(0, 1) * 255).to(torch.uint8)
 
@@ -81,7 +85,13 @@ class StabilityVAE:
         _, _, height, width = latents_to_vae(latents[:1]).shape
         shape = (0, 3, self.factor * height, self.factor * width)
         images = [torch.empty(shape, dtype=torch.uint8, device=self.device)]
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            self.device,
+            torch.autocast(self.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
             for start in range(0, len(latents), batch):
                 z = latents_to_vae(latents[start : start + batch].to(self.device))
                 pixels = self._autoencoder.decode(z.to(self.dtype)).sample
@@ -104,19 +114,21 @@ def load_vae(path=None, *, device=None, dtype=torch.float32):
     files that are torn or do not fit each other.
     """
     autoencoder = autoencoder_class()
-    path = path or os.environ.get("ENTROPIC_VAE") or _NAME
+    path = path or named_path("ENTROPIC_VAE") or _NAME
     files = f"{' and '.join(_FILES)} ({_ABOUT}) from https://huggingface.co/{_NAME}"
 
     def read(**options):
-        return autoencoder.from_pretrained(
-            str(path),
-            use_safetensors=True,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-            **options,
-        )
+        with plain_torch():
+            return autoencoder.from_pretrained(
+                str(path),
+                use_safetensors=True,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+                **options,
+            )
 
+    again = f"get {files} again"
     if str(path) == _NAME and not Path(path).is_dir():
         try:
             network, info = read(local_files_only=True)
@@ -129,17 +141,17 @@ def load_vae(path=None, *, device=None, dtype=torch.float32):
                     f"{_NAME} is not in Hugging Face's cache and cannot be had ({error}); get {files}, and put them "
                     "into a folder that is passed as path, or named by $ENTROPIC_VAE"
                 ) from error
+        except Exception as error:
+            raise ValueError(f"{_NAME} in Hugging Face's cache cannot be read ({error}); {again}") from error
     else:
         missing = [name for name in _FILES if not (Path(path) / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{path} lacks {' and '.join(missing)}; get {files}, and put them there")
-        try:
+        with reading(path, again):
             network, info = read(local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); get {files} again") from error
     unfit = {kind: names for kind, names in info.items() if names}
     if unfit:  # what is missing would be random
-        raise ValueError(f"{path}: weights do not fit the configuration ({unfit}); get {files} again")
+        raise ValueError(f"{path}: weights do not fit the configuration ({unfit}); {again}")
     return StabilityVAE(network, device=device, dtype=dtype)
 
 

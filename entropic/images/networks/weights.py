@@ -1,13 +1,80 @@
 """Weights on disk: safetensors with a JSON file beside it that holds their sha256 and all else about them."""
 
+import contextlib
 import hashlib
 import json
+import os
+import re
+import time
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
-from entropic.files import write_atomically
+from entropic.files import file_sha256, replaced, write_atomically
+
+__all__ = [
+    "fingerprint",
+    "load_weights",
+    "named_path",
+    "plain_torch",
+    "reading",
+    "remembered_sha256",
+    "safe_tensors",
+    "save_weights",
+]
+
+_LARGE = 1 << 26  # bytes; what is smaller is hashed in a tenth of a second
+_SETTLED = 2.0  # seconds: a file system may give two writes within this time the same time stamp
+
+
+@contextlib.contextmanager
+def reading(path, remedy):
+    """The block reads the file `path`, which the user named; whatever goes wrong there is a ValueError.
+
+    Its message names the file, says what went wrong and ends with `remedy`. FileNotFoundError and PermissionError,
+    which name the file themselves, and ModuleNotFoundError, a package that is missing, pass as they are.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".partition("\n")[0][:400]
+        raise ValueError(f"{path} cannot be read ({said}); {remedy}") from error
+
+
+def named_path(variable):
+    """The path that an environment variable names, absolute and with ~ expanded; None where it names none."""
+    value = os.environ.get(variable)
+    return Path(os.path.abspath(Path(value).expanduser())) if value else None
+
+
+@contextlib.contextmanager
+def plain_torch():
+    """The block builds a network as a fresh process does, whatever the caller has set.
+
+    Default dtype float32, default device the CPU, no gradients, no inference mode. The default dtype belongs to the
+    whole process: other threads see float32 for as long.
+    """
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        torch.set_default_dtype(kept)
+
+
+def safe_tensors():
+    """The package safetensors, imported at its first use; ModuleNotFoundError says what to install."""
+    try:
+        import safetensors
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed; pip install 'entropic[images]'", name=error.name
+        ) from error
+    return safetensors
 
 
 def save_weights(path, tensors, info):
@@ -16,37 +83,108 @@ def save_weights(path, tensors, info):
     Each file is written under a temporary name and moved. Returns the sha256. ValueError: another suffix.
     """
     path = _safetensors(path)
-    content = safetensors.torch.save(
-        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    )
-    digest = hashlib.sha256(content).hexdigest()
+    held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
+    with replaced(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; safetensors would make it the owner's alone
+        safe_tensors().torch.save_file(held, temporary)
+        temporary.chmod(mode)
+        digest = file_sha256(temporary)
     text = json.dumps({**info, "sha256": digest}, indent=1) + "\n"
     write_atomically(path.with_suffix(".json"), text.encode())
     return digest
 
 
-def load_weights(path):
-    """(tensors, info) as `save_weights` wrote them.
+def load_weights(path, convert=torch.clone, *, record=None):
+    """(tensors, info) as `save_weights` wrote them; `convert` is applied to each tensor as it is read.
 
-    ValueError: a file whose sha256 is not the one in the JSON beside it, with both. FileNotFoundError: either
-    is missing.
+    The file is mapped into memory, 16 MB of it at a time, so that reading takes no more memory than what `convert`
+    returns; `convert` returns a tensor with memory of its own. With `record`, the sha256 of a file that has not
+    changed is not computed again (`remembered_sha256`).
+    ValueError: a file whose sha256 is not the one in the JSON beside it, with both; damaged files.
+    FileNotFoundError: either is missing.
     """
     path = _safetensors(path)
-    for file in (path, path.with_suffix(".json")):
+    beside = path.with_suffix(".json")
+    for file in (path, beside):
         if not file.is_file():
             raise FileNotFoundError(
-                f"{file} is missing; weights are two files, {path.name} and {path.stem}.json"
+                f"{file} is missing; weights are two files, {path.name} and {beside.name}"
             )
-    info = json.loads(path.with_suffix(".json").read_text())
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
+    with reading(beside, "fetch or train the weights again"):
+        info = json.loads(beside.read_text("utf-8"))
+        if not isinstance(info, dict) or not isinstance(info.get("sha256"), str):
+            raise ValueError("it holds no sha256 of the weights")
+    found = file_sha256(path) if record is None else remembered_sha256(path, record)
     if found != info["sha256"]:
         raise ValueError(
             f"{path} is truncated or altered: expected sha256 {info['sha256']}, found {found}; fetch or train it again"
         )
-    return safetensors.torch.load(content), info
+    with reading(path, "fetch or train it again"):
+        return {name: convert(value) for name, value in _mapped(path)}, info
+
+
+def _mapped(path, piece=1 << 24):
+    """(name, tensor) of a file of safetensors; a tensor is part of the mapped file and is not to be kept.
+
+    A new mapping is made after every `piece` bytes: the pages of the old one no longer count as this process's memory.
+    """
+    open_file = safe_tensors().safe_open
+    with open_file(str(path), framework="pt", device="cpu") as file:
+        names = list(file.keys())
+    while names:
+        read = 0
+        with open_file(str(path), framework="pt", device="cpu") as file:
+            while names and read < piece:
+                value = file.get_tensor(names[0])
+                yield names.pop(0), value
+                read += value.nbytes
+                del value
+
+
+def remembered_sha256(path, record):
+    """sha256 of a file; for one of 64 MB and more, computed only where the file has changed since the last time.
+
+    `record`, a JSON file, keeps the sha256 of each file with its size, inode and times of last change. The time of the
+    last change of the inode (ctime) is set by the system at every write, so an altered file is hashed anew. A file
+    that was written less than 2 s ago is not kept yet: a second write could leave the same times. A record that
+    cannot be read, or written where it is to be, costs time only.
+    """
+    path, record = Path(os.path.abspath(path)), Path(record)
+    if path.stat().st_size < _LARGE:
+        return file_sha256(path)
+    before, (*stamp, digest) = _stamp(path), _known(record).get(str(path), [None])
+    if stamp == before:
+        return digest
+    started, digest = time.time(), file_sha256(path)
+    if _stamp(path) == before and started - before[-1] / 1e9 > _SETTLED:
+        with contextlib.suppress(OSError):
+            _remember(record, path, [*before, digest])
+    return digest
+
+
+def _stamp(path):
+    about = path.stat()
+    return [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+
+
+def _known(record):
+    """The entries of a record; what is no entry is left out, and a record that cannot be read has none."""
+    try:
+        entries = json.loads(record.read_text("utf-8")).items()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+    return {
+        name: entry
+        for name, entry in entries
+        if isinstance(entry, list) and len(entry) == 6 and re.fullmatch("[0-9a-f]{64}", str(entry[-1]))
+    }
+
+
+def _remember(record, path, entry):
+    known = {name: value for name, value in _known(record).items() if os.path.exists(name)}
+    write_atomically(record, json.dumps({**known, str(path): entry}, indent=1).encode())
 
 
 def fingerprint(network):

@@ -562,3 +562,22 @@ def test_labels_for_an_unconditional_network():
 def test_bad_architectures(kind, change, message):
     with pytest.raises(ValueError, match=message):
         kind(**{**TINY, **change})
+
+
+def test_vp_differs_from_the_official_float32_as_its_docstring_says():
+    """The textbook formulas in float32, which lose digits where exp and log are near 1."""
+    network = edm.VPPrecond(**TINY)
+    t = torch.tensor(network.epsilon_t)
+    official = float(((network.beta_d * t**2 / 2 + network.beta_min * t).exp() - 1).sqrt())
+    assert official == pytest.approx(9.766e-4, rel=1e-4) and network.sigma_min == pytest.approx(
+        1.0005e-3, rel=1e-4
+    )
+    for low, high, bound in ((1e-3, 2e-3, 0.06), (2e-3, 0.01, 0.015), (0.01, 0.03, 6e-4), (0.03, 80, 5e-5)):
+        sigma = torch.logspace(math.log10(low), math.log10(high), 5001)
+        root = (network.beta_min**2 + 2 * network.beta_d * (1 + sigma**2).log()).sqrt()
+        official = (root - network.beta_min) / network.beta_d * (network.M - 1)
+        ours = network.coefficients(sigma)[3]
+        exact = network.coefficients(sigma.double())[3]
+        assert ((official - ours) / ours).abs().max() < bound and (official - ours).abs().max() < 1e-3
+        # Ours: some ten roundings of float32.
+        torch.testing.assert_close(ours.double(), exact, rtol=10 * 2.0**-24, atol=0)

@@ -209,7 +209,7 @@ def test_goes_together_with_torch_fidelity(tiny, first):
     if importlib.util.find_spec("torch_fidelity") is None:
         pytest.skip("no torch-fidelity")
     words = [f"load_vae({str(tiny)!r})", "metrics.fidelity()"]
-    imports = "from entropic import metrics\nfrom entropic.images.networks.vae import load_vae\n"
+    imports = "from entropic.images import metrics\nfrom entropic.images.networks.vae import load_vae\n"
     script = imports + "\n".join(words if first else words[::-1])
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
