@@ -49,7 +49,7 @@ def test_commands_in_the_text_exist():
             re.findall(r"`make ([a-z0-9-]+)", text)
         )
         assert named <= targets(), path.name
-        used = set(re.findall(r"\bNB=(\w+)", text)) - {"name"}
+        used = set(re.findall(r"\bNB=(\w+)", text)) - {"name", "NAME"}
         assert used <= set(NOTEBOOKS), path.name
 
 
