@@ -40,10 +40,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [path for path in (str(ROOT), str(HERE)) if path not in sys.path]
 
-from entropic.files import only_writer, write_atomically  # noqa: E402
 from studies.pages import Page, page, pages  # noqa: E402
 from studies.parameters import Refused, read_yaml, take_overrides  # noqa: E402
 from studies.sources import Tree, inputs  # noqa: E402
+
+# What is imported inside functions takes seconds (torch, papermill), which `status` need not wait for.
 
 # --- run -------------------------------------------------------------------------------------------------
 
@@ -122,6 +123,8 @@ def run_all(profile: str, book: Path, jobs: int, changed: bool) -> bool:
         one.chosen(profile)  # Refused before anything is run
     build = book / "_build"
     with _only(build / "scratch" / "book", "make book"):
+        from entropic.files import write_atomically
+
         write_atomically(build / "profile", profile.encode())
         failed = set()
         for wave in (
@@ -260,6 +263,8 @@ def _environment() -> dict:
 def _only(folder: Path, what: str):
     """An empty folder that no other process writes to meanwhile; Refused where one does."""
     folder.mkdir(parents=True, exist_ok=True)
+    from entropic.files import only_writer
+
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(only_writer(folder, what))
@@ -272,6 +277,8 @@ def _only(folder: Path, what: str):
 
 def _sweep(build: Path, name: str):
     """Remove what killed runs have left: their folders are locked by nobody."""
+    from entropic.files import only_writer
+
     for old in build.glob(f".{name}-*"):  # as runs once named them
         shutil.rmtree(old, ignore_errors=True)
     for folder in (build / "scratch").iterdir():
@@ -520,6 +527,8 @@ def _say(text: str):
 
 
 def _write_json(path: Path, value):
+    from entropic.files import write_atomically
+
     write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 

@@ -266,6 +266,7 @@ def test_curve_from_given_states(world):
     assert (curve.eps2 != other.eps2).any()  # the classes reach the network
 
 
+@pytest.mark.once
 def test_page_of_a_latent_network_by_two_processes(world, tmp_path):
     """As `make imagenet512 GPUS=2` does it: torchrun fills the store, the notebook makes its page of it."""
     chosen = {
