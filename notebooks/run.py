@@ -135,7 +135,7 @@ def run_all(profile: str, book: Path, jobs: int, changed: bool) -> bool:
             for one in wave:
                 states[one.name] = status(one, book, tree)
             todo = [one for one in wave if not changed or _is_due(states[one.name], profile)]
-            waits = {one.name: sorted(name for name in failed if _may_read(one, name)) for one in todo}
+            waits = {one.name: sorted(name for name in failed if one.reads(name)) for one in todo}
             for one in todo:
                 if waits[one.name]:
                     _say(f"{one.name}: not run, since it reads {waits[one.name][0]}, which failed")
@@ -161,10 +161,6 @@ def _is_due(state: dict, profile: str) -> bool:
 def _seconds(state: dict, one: Page, profile: str) -> float:
     """How long a run took in this profile the last time, or else about takes."""
     return state["duration"] if state.get("profile") == profile and "duration" in state else one.seconds
-
-
-def _may_read(one: Page, other: str) -> bool:
-    return any(Path(f"{other}/x").match(f"{pattern.partition('/')[0]}/*") for pattern in one.results)
 
 
 def _execute(source: Path, executed: Path, cwd: str, label: str) -> str:
@@ -348,7 +344,7 @@ def status(one: Page, book: Path, tree: Tree) -> dict:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         return {**record, "state": "stale", "why": f"{changed[0]}{more} changed since"}
     for other in pages().values():
-        if other.name != one.name and _may_read(one, other.name):
+        if other.name != one.name and one.reads(other.name):
             state = status(other, book, tree)["state"]
             if state != "ok":
                 return {**record, "state": "stale", "why": f"{other.name} is {state}"}

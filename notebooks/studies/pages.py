@@ -107,9 +107,9 @@ class Page:
             has = ", ".join(known) or "none"
             raise Refused(f"{where}: page {self.name!r} has no parameter {name!r}; it has {has}")
 
-    def reads(self, file: str) -> bool:
-        """Whether it reads this file, 'page/name', of the other pages' results."""
-        return any(fnmatch.fnmatchcase(file, pattern) for pattern in self.results)
+    def reads(self, other: str) -> bool:
+        """Whether it reads results of that other page."""
+        return any(fnmatch.fnmatchcase(other, pattern.partition("/")[0]) for pattern in self.results)
 
 
 def pages() -> dict[str, Page]:
