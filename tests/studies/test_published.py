@@ -431,5 +431,5 @@ def test_bad_names_are_named(world, tmp_path):
     ]
     with pytest.raises(Refused, match="has no parameter 'imges'"):
         pretrained.Experiment.of_page("ffhq", overrides=[("imges", "3")])
-    with pytest.raises(FileNotFoundError, match=r"run studies\.published"):
+    with pytest.raises(FileNotFoundError, match=r"python -m studies\.published"):
         pretrained.rows(_experiment(world, store="empty"))
