@@ -138,7 +138,7 @@ def project(tmp_path):
         shutil.copy(ROOT / "entropic" / name, project / "entropic")
     (project / "entropic" / "__init__.py").touch()
     (project / "notebooks" / "book.yml").write_text(
-        'first: {recorded: [first]}\nclaims: {recorded: [first], results: ["*/claims.json"]}\n'
+        'first: {}\nclaims: {recorded: [first], results: ["*/claims.json"]}\n'
     )
     for profile in ("smoke", "recorded", "paper"):
         (project / "notebooks" / "params" / f"{profile}.yml").write_text("first: {}\nclaims: {}\n")
