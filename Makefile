@@ -14,10 +14,10 @@ BASE_PYTHON ?= python3
 
 # PYTHON= names a ready environment (say, one made from environment.yml); without it .venv is made from the lock.
 ifdef PYTHON
-PY := $(PYTHON)
+PY := "$(PYTHON)"
 ENVIRONMENT :=
 else
-PY := $(CURDIR)/.venv/bin/python
+PY := .venv/bin/python
 ENVIRONMENT := .venv/installed
 endif
 
@@ -25,52 +25,52 @@ endif
 export OMP_NUM_THREADS ?= 1
 export PYTHONPATH := $(CURDIR):$(CURDIR)/notebooks$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
-EXECUTED := $(NOTEBOOKS:%=book/notebooks/%.ipynb)
-CORE := $(shell find entropic notebooks/studies -type f -not -path '*/__pycache__/*')
-PROSE := $(wildcard book/*.md book/*.yml book/*.bib book/_ext/*.py book/_static/* book/results/*/*) CITATION.cff
 RUN := $(PY) notebooks/run.py
 
 .PHONY: help book test run record verify expected status serve bench lint clean executed \
-  train-fashion-mnist train-classifier train-cifar10 cifar10 cifar10-edm ffhq imagenet64 imagenet512 leaderboard bench-gpu FORCE
+  train-fashion-mnist train-classifier train-cifar10 cifar10 cifar10-edm ffhq imagenet64 imagenet512 leaderboard bench-gpu
 
 help:  ## list the targets
 	@echo "Targets (variables: NB, PROFILE=smoke|default|recorded|paper, ARGS, PYTHON, JOBS, GPUS, PORT):"
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
 	  while IFS='|' read -r name text; do printf '%-26s %s\n' "$$name" "$$text"; done
 
-book: $(ENVIRONMENT) book/_build/profile  ## run the notebooks that changed and build the book (book/_build/html)
-	@$(MAKE) --no-print-directory -j$(JOBS) book/_build/html.done
+book: executed  ## run the notebooks that are out of date and build the book (book/_build/html)
+	@$(RUN) html
 	@echo "The book is at book/_build/html/index.html; make serve shows it."
+
+# notebooks/run.py alone decides what is out of date, by content: a touch or a git checkout runs nothing.
+executed: $(ENVIRONMENT)
+	@$(RUN) run changed --profile "$(PROFILE)" --jobs $(JOBS)
 
 test: $(ENVIRONMENT)  ## every test: mathematics, notebooks in the smoke profile, the book in a browser
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 run: $(ENVIRONMENT)  ## run one notebook into the book: make run NB=one_dimension PROFILE=default ARGS="-p n 16"
-	@test -n "$(NB)" || { echo 'NB= is missing: make run NB=name, one of: $(NOTEBOOKS)'; exit 2; }
-	@$(RUN) run $(NB) --profile $(PROFILE) $(ARGS)
+	@test -n "$(NB)" || { echo 'NB= is missing: make run NB=name, make status lists them'; exit 2; }
+	@$(RUN) run "$(NB)" --profile "$(PROFILE)" $(ARGS)
 
 record: $(ENVIRONMENT)  ## run one notebook in the profile "recorded", keep its data in book/results
-	@test -n "$(NB)" || { echo 'NB= is missing: make record NB=name, one of: $(NOTEBOOKS)'; exit 2; }
-	@$(RUN) record $(NB) $(ARGS)
+	@test -n "$(NB)" || { echo 'NB= is missing: make record NB=name, make status lists them'; exit 2; }
+	@$(RUN) record "$(NB)" $(ARGS)
 
 # Training goes on where it was stopped; all cores, or torchrun by hand for several GPUs (see README).
 train-fashion-mnist: $(ENVIRONMENT)  ## train the Fashion-MNIST network (half an hour on two free cores)
-	$(PY) -m entropic.images.train fashion-mnist --out $(TRAINED)/fashion-mnist $(ARGS)
+	$(PY) -m entropic.images.train fashion-mnist --out "$(TRAINED)/fashion-mnist" $(ARGS)
 
 train-classifier: $(ENVIRONMENT)  ## train the classifier whose features measure Fashion-MNIST images (two minutes)
-	$(PY) -m entropic.images.networks.classifier --out $(TRAINED)/fashion-classifier.safetensors $(ARGS)
+	$(PY) -m entropic.images.networks.classifier --out "$(TRAINED)/fashion-classifier.safetensors" $(ARGS)
 
 train-cifar10: $(ENVIRONMENT)  ## train the CIFAR-10 network (sized for half an hour on one H100-class GPU; not run here)
-	$(PY) -m entropic.images.train cifar10 --out $(TRAINED)/cifar10 $(ARGS)
+	$(PY) -m entropic.images.train cifar10 --out "$(TRAINED)/cifar10" $(ARGS)
 
 cifar10: $(ENVIRONMENT)  ## the schedules' table for the CIFAR-10 network, with FID (needs a GPU and train-cifar10; not run here)
-	@$(RUN) record image_schedules --as cifar10 -p dataset cifar10 -p weights $(abspath $(TRAINED))/cifar10/weights.safetensors \
+	@$(RUN) record image_schedules --as cifar10 -p dataset cifar10 -p weights "$(TRAINED)/cifar10/weights.safetensors" \
 	  -p images 10000 -p chunk 256 -p extractors '[efficientnet-lite0, inception-v3-compat]' -p store cifar10
 
 # Published networks: torchrun fills the store, on as many GPUs as GPUS says; the page is then made from it and recorded.
 define published
-$(PY) -m torch.distributed.run --standalone --nproc-per-node=$(GPUS) -m studies.published notebooks/$(subst -,_,$@).ipynb $(ARGS)
+$(PY) -m torch.distributed.run --standalone --nproc-per-node=$(GPUS) -m studies.published $(subst -,_,$@) $(ARGS)
 @$(RUN) record $(subst -,_,$@) $(ARGS)
 endef
 
@@ -93,10 +93,11 @@ leaderboard: $(ENVIRONMENT)  ## every schedule on every work, into book/results;
 bench-gpu: $(ENVIRONMENT)  ## images a second, memory and share of a GPU's peak, kept for the page on cost (not run here)
 	$(PY) -m tests.bench_gpu $(ARGS)
 
-verify: $(ENVIRONMENT)  ## recompute the default profile elsewhere and compare all figures' data with book/expected
+verify: $(ENVIRONMENT)  ## recompute the default profile elsewhere and compare all figures' data with book/expected; the costly checks
 	@rm -rf book/_build/verify
-	@$(RUN) run all --profile default --book book/_build/verify
+	@$(RUN) run all --profile default --jobs $(JOBS) --book book/_build/verify
 	@$(RUN) compare book/_build/verify/_build/results
+	$(PY) -m pytest -m verify $(ARGS)
 
 expected: $(ENVIRONMENT)  ## make the book's present results the expected ones (book/expected, codecheck.yml)
 	@$(RUN) expected
@@ -134,28 +135,4 @@ PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 	  $(PIP) --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) -r .venv/torch.txt 2>/dev/null || true; fi
 	@$(PIP) -r requirements.lock
 	@$(PIP) --no-deps --no-build-isolation -e .
-	@touch $@
-
-# --- the book ----------------------------------------------------------------------------------------------
-# Holds the profile of the last `make book`, and is new only where that changed: then every notebook runs again.
-book/_build/profile: FORCE
-	@mkdir -p $(@D)
-	@test "$$(cat $@ 2>/dev/null)" = "$(PROFILE)" || echo "$(PROFILE)" > $@
-
-executed: $(EXECUTED)
-
-$(EXECUTED): book/notebooks/%.ipynb: notebooks/%.ipynb $(CORE) $(wildcard notebooks/params/*.yml) book/_build/profile
-	@$(RUN) run $* --profile $(PROFILE)
-
-# What a page shows as recorded.
-$(patsubst %,book/%,$(shell grep -lE "read_recorded|pretrained.results" notebooks/*.ipynb)): $(wildcard book/results/*/*)
-
-# The claims are read from the results of the others.
-book/notebooks/claims.ipynb: $(filter-out book/notebooks/claims.ipynb,$(EXECUTED))
-
-# Always from scratch: Sphinx repeats no warning of a page that it does not read again, and -W must see them all.
-book/_build/html.done: $(EXECUTED) $(PROSE)
-	@rm -rf book/_build/html book/_build/.doctrees
-	@echo "Building the html"
-	@$(PY) book/_ext/build.py book
 	@touch $@

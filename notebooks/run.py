@@ -1,31 +1,36 @@
 """Runs the notebooks, says how they stand, and checks their results against the committed ones.
 
     python notebooks/run.py run NAME [--profile default] [-p parameter value ...]
+    python notebooks/run.py run all [--profile default] [--jobs 2]
+    python notebooks/run.py run changed [--profile default] [--jobs 2]
+                                            run those that are out of date
+    python notebooks/run.py html            build the html, where something in it has changed
     python notebooks/run.py record NAME [--as FOLDER] [-p parameter value ...]
                                             run in the profile "recorded", keep the data in book/results/FOLDER
     python notebooks/run.py status
     python notebooks/run.py expected        copy the results of the book to book/expected
     python notebooks/run.py compare RESULTS  compare a folder of results with book/expected
 
-A run executes `notebooks/NAME.ipynb` into a temporary file. Only where every cell succeeded does it become
-`BOOK/notebooks/NAME.ipynb`, with its figures and data under `BOOK/_build/results/NAME/`; a failed run leaves
-neither, and is kept for a look under `BOOK/_build/failed/`. `BOOK/_build/runs/NAME.json` records how it went.
+`notebooks/book.yml` lists the pages NAME. A run executes the page's notebook in a folder of its own. Only where every
+cell succeeded does it become `BOOK/notebooks/NAME.ipynb`, with its figures and data under `BOOK/_build/results/NAME/`;
+a failed run leaves neither, and is kept for a look under `BOOK/_build/failed/`. `BOOK/_build/runs/NAME.json` records
+how it went, and a hash of everything that the results depend on: a page is out of date when one of these has changed.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import hashlib
+import contextlib
 import json
 import math
 import os
 import re
 import shutil
+import subprocess
 import sys
-import tempfile
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -33,134 +38,132 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-PROFILES = sorted(path.stem for path in (HERE / "params").glob("*.yml"))
+sys.path[:0] = [path for path in (str(ROOT), str(HERE)) if path not in sys.path]
 
+from studies.pages import Page, page, pages  # noqa: E402
+from studies.parameters import Refused, read_yaml, take_overrides  # noqa: E402
+from studies.sources import Tree, inputs  # noqa: E402
 
-class Refused(Exception):
-    """What was asked for makes no sense; the message says what would."""
-
-
-# --- what there is ---------------------------------------------------------------------------------------
-
-
-def names() -> list[str]:
-    """The notebooks in the order of the book, the claims, which read the others' results, last."""
-    order = list(yaml.safe_load((HERE / "params" / "default.yml").read_text("utf-8")))
-    found = {path.stem for path in HERE.glob("*.ipynb")}
-    if found != set(order):
-        raise Refused(f"params/default.yml lists {sorted(order)}, notebooks/ holds {sorted(found)}")
-    return order
-
-
-def sources(name: str) -> list[Path]:
-    """The files that a notebook's results depend on; the same as in the Makefile."""
-    folders = (ROOT / "entropic", HERE / "studies")
-    package = [
-        p for folder in folders for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts
-    ]
-    found = [HERE / f"{name}.ipynb", *sorted((HERE / "params").glob("*.yml")), *sorted(package)]
-    if found[0].is_file() and re.search("read_recorded|pretrained.results", found[0].read_text("utf-8")):
-        found += sorted((ROOT / "book" / "results").glob("*/*"))
-    return found
-
-
-def sources_hash(name: str) -> str:
-    digest = hashlib.sha256()
-    for path in sources(name):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def known_parameters(notebook: Path) -> dict:
-    """Parameter -> (default, help), from the cell tagged `parameters`."""
-    import papermill
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = papermill.inspect_notebook(str(notebook))
-    return {name: (_literal(entry["default"]), entry["help"].strip()) for name, entry in found.items()}
-
-
-def chosen_parameters(notebook: Path, profile: str, overrides: dict) -> dict:
-    """What the profile and the command line set, checked against the notebook's own parameters."""
-    path = HERE / "params" / f"{profile}.yml"
-    if not path.is_file():
-        raise Refused(f"profile {profile!r} does not exist: take one of {', '.join(PROFILES)}")
-    values = (yaml.safe_load(path.read_text("utf-8")) or {}).get(notebook.stem) or {}
-    known = known_parameters(notebook)
-    for where, given in ((f"params/{profile}.yml", values), ("-p", overrides)):
-        for key in given:
-            if key not in known:
-                has = ", ".join(known) or "none"
-                raise Refused(f"{where}: notebook {notebook.stem!r} has no parameter {key!r}; it has {has}")
-    return {**values, **overrides}
-
+# What is imported inside functions takes seconds (torch, papermill), which `status` need not wait for.
 
 # --- run -------------------------------------------------------------------------------------------------
 
 
-def run(name: str, profile: str, overrides: dict, book: Path) -> bool:
-    """Execute one notebook; True where it succeeded."""
-    started = time.time()
-    source = HERE / f"{name}.ipynb"
-    if not source.is_file():
-        raise Refused(f"there is no notebook {name!r}: take one of {', '.join(names())}")
-    chosen = chosen_parameters(source, profile, overrides)
-    label = f"[{names().index(name) + 1}/{len(names())}] {name}"
-    build = book / "_build"
-    target, results = book / "notebooks" / f"{name}.ipynb", build / "results" / name
-    for folder in (target.parent, results.parent, build / "runs", build / "failed"):
-        folder.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    (build / "failed" / f"{name}.ipynb").unlink(missing_ok=True)
+def run(name: str, profile: str, overrides: list, book: Path) -> bool:
+    """Execute one notebook; True where it succeeded.
 
+    overrides: pairs of a parameter's name and the text of its value
+
+    Raises Refused, before anything is changed, for parameters that do not fit and where another run of this page
+    writes into the same book.
+    """
+    one = page(name)
+    parameters = one.chosen(profile, overrides)
+    environment = _environment()
+    build = book / "_build"
+    with _only(build / "scratch" / name, f"run of {name}") as scratch:
+        _sweep(build, name)
+        return _run(one, profile, overrides, parameters, environment, book, scratch)
+
+
+def _run(one: Page, profile, overrides, parameters, environment, book, scratch) -> bool:
+    name, build, started = one.name, book / "_build", time.time()
+    label = f"[{list(pages()).index(name) + 1}/{len(pages())}] {name}"
+    target, results = book / "notebooks" / f"{name}.ipynb", build / "results" / name
+    failed, stamp = build / "failed" / f"{name}.ipynb", build / "runs" / f"{name}.json"
+    for folder in (target.parent, results.parent, stamp.parent, failed.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    failed.unlink(missing_ok=True)
     record = {
         "notebook": name,
         "state": "running",
         "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
         "profile": profile,
-        "overrides": overrides,
-        "parameters": {key: value for key, (value, _) in known_parameters(source).items()} | chosen,
-        "sources": sources_hash(name),
+        "book_profile": _book_profile(book),
+        "overrides": {key: parameters[key] for key, _ in overrides},
+        "parameters": parameters,
+        "inputs": inputs(one, parameters, results.parent, Tree()),
     }
-    stamp = build / "runs" / f"{name}.json"
     _write_json(stamp, record)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=build) as scratch:
-        out, executed = Path(scratch, "results"), Path(scratch, f"{name}.ipynb")
-        out.mkdir()
-        about = {"notebook": name, "profile": profile, "parameters": record["parameters"], "started": started}
-        about |= {"out": str(out.resolve()), "results": str(results.parent.resolve())}
-        about |= {"recorded": str(ROOT / "book" / "results")}
-        environment = {
-            "ENTROPIC_RUN": json.dumps(about),
-            "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one of the user's home
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(HERE), os.environ.get("PYTHONPATH")])),
-            "PYTHONHASHSEED": "0",
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        }
-        os.environ.update(environment)
-        error = _execute(source, executed, chosen, scratch, label)
-        record["duration"] = round(time.time() - started, 1)
-        if error:
-            shutil.rmtree(results, ignore_errors=True)
-            if executed.exists():
-                executed.replace(build / "failed" / f"{name}.ipynb")
-            record |= {"state": "failed", "error": error.splitlines()[-1] if error else ""}
-        else:
-            shutil.rmtree(results, ignore_errors=True)
-            out.replace(results)
-            executed.replace(target)
-            record["state"] = "ok"
+    out, source, executed = scratch / "results", scratch / "source.ipynb", scratch / f"{name}.ipynb"
+    out.mkdir()
+    _write_json(source, one.notebook(parameters))
+    about = {"notebook": name, "profile": profile, "parameters": parameters, "started": started}
+    about |= {"out": str(out), "results": str(results.parent), "recorded": str(ROOT / "book" / "results")}
+    about |= {"reads_recorded": list(one.recorded), "reads_results": list(one.results)}
+    os.environ.update(environment | {"ENTROPIC_RUN": json.dumps(about)})
+    error = _execute(source, executed, str(scratch), label)
+    record["duration"] = round(time.time() - started, 1)
+    shutil.rmtree(results, ignore_errors=True)
+    if error:
+        target.unlink(missing_ok=True)
+        if executed.exists():
+            executed.replace(failed)
+        record |= {"state": "failed", "error": error.splitlines()[-1]}
+    else:
+        out.replace(results)
+        executed.replace(target)
+        record["state"] = "ok"
     _write_json(stamp, record)
     if error:
         _say(f"{label}: FAILED after {record['duration']} s\n{error}")
-        _say(f"(the notebook as far as it came: {_short(build / 'failed' / f'{name}.ipynb')})")
+        _say(f"(the notebook as far as it came: {_short(failed)})")
     else:
         _say(f"{label}: done in {record['duration']} s")
     return not error
 
 
-def _execute(source: Path, executed: Path, parameters: dict, cwd: str, label: str) -> str:
+def run_all(profile: str, book: Path, jobs: int, changed: bool) -> bool:
+    """Execute all notebooks, or those that are out of date, `jobs` at a time; True where all succeeded.
+
+    The longest are started first. Those that read the results of others come after these.
+    """
+    every = pages()
+    for one in every.values():
+        one.chosen(profile)  # Refused before anything is run
+    build = book / "_build"
+    with _only(build / "scratch" / "book", "make book"):
+        from entropic.files import write_atomically
+
+        write_atomically(build / "profile", profile.encode())
+        failed = set()
+        for wave in (
+            [one for one in every.values() if not one.results],
+            [one for one in every.values() if one.results],
+        ):
+            states, tree = {}, Tree()
+            for one in wave:
+                states[one.name] = status(one, book, tree)
+            todo = [one for one in wave if not changed or _is_due(states[one.name], profile)]
+            waits = {one.name: sorted(name for name in failed if one.reads(name)) for one in todo}
+            for one in todo:
+                if waits[one.name]:
+                    _say(f"{one.name}: not run, since it reads {waits[one.name][0]}, which failed")
+                    failed.add(one.name)
+            todo = [one.name for one in todo if not waits[one.name]]
+            todo.sort(key=lambda name: -_seconds(states[name], every[name], profile))
+            with ThreadPoolExecutor(jobs) as pool:
+                done = list(pool.map(lambda name: _run_apart(name, profile, book), todo))
+            failed |= {name for name, well in zip(todo, done, strict=True) if not well}
+    return not failed
+
+
+def _run_apart(name, profile, book) -> bool:
+    """Run one notebook in a process of its own: its environment is its own, and its death is only its own."""
+    words = [sys.executable, __file__, "run", name, "--profile", profile, "--book", str(book)]
+    return subprocess.run(words).returncode == 0
+
+
+def _is_due(state: dict, profile: str) -> bool:
+    return state["state"] != "ok" or state["book_profile"] != profile
+
+
+def _seconds(state: dict, one: Page, profile: str) -> float:
+    """How long a run took in this profile the last time, or else about takes."""
+    return state["duration"] if state.get("profile") == profile and "duration" in state else one.seconds
+
+
+def _execute(source: Path, executed: Path, cwd: str, label: str) -> str:
     """Run the cells; '' or a short account of the cell that failed."""
     import papermill
     from papermill.engines import NBClientEngine, papermill_engines
@@ -192,7 +195,6 @@ def _execute(source: Path, executed: Path, parameters: dict, cwd: str, label: st
             papermill.execute_notebook(
                 str(source),
                 str(executed),
-                parameters,
                 engine_name="entropic",
                 kernel_name="python3",
                 progress_bar=False,
@@ -222,35 +224,92 @@ def _account(error) -> str:
 
 
 def _strip_machine(path: Path):
-    """Drop what says where and when, so that the same run gives the same notebook."""
+    """Drop what says where and when, and name the cells by their place, so that equal runs give equal notebooks."""
     notebook = json.loads(path.read_text("utf-8"))
     notebook["metadata"].pop("papermill", None)
-    for cell in notebook["cells"]:
+    for i, cell in enumerate(notebook["cells"]):
+        cell["id"] = f"cell-{i:02d}"
         cell["metadata"].pop("papermill", None)
         cell["metadata"].pop("execution", None)
     _write_json(path, notebook)
 
 
+def _environment() -> dict:
+    """What the kernel finds in its environment: every path of ours in full, since it works in another folder."""
+    found = {
+        "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one of the user's home
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(HERE), os.environ.get("PYTHONPATH")])),
+        "PYTHONHASHSEED": "0",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    for name, value in os.environ.items():
+        if not name.startswith("ENTROPIC_") or name == "ENTROPIC_RUN" or not value:
+            continue
+        path = Path(value)
+        with contextlib.suppress(RuntimeError):  # nobody's home: `~` stays
+            path = path.expanduser()
+        if str(path).startswith("~"):
+            raise Refused(f"{name} = {value!r}: the home folder of '~' is not known; write the full path")
+        if path.exists() or name != "ENTROPIC_VAE":  # that one may be a name on Hugging Face's hub
+            found[name] = os.path.abspath(path)
+    return found
+
+
+@contextlib.contextmanager
+def _only(folder: Path, what: str):
+    """An empty folder that no other process writes to meanwhile; Refused where one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    from entropic.files import only_writer
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(only_writer(folder, what))
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        _empty(folder)
+        yield folder
+        _empty(folder)
+
+
+def _sweep(build: Path, name: str):
+    """Remove what killed runs have left: their folders are locked by nobody."""
+    from entropic.files import only_writer
+
+    for old in build.glob(f".{name}-*"):  # as runs once named them
+        shutil.rmtree(old, ignore_errors=True)
+    for folder in (build / "scratch").iterdir():
+        if folder.name not in (name, "book"):
+            with contextlib.suppress(ValueError), only_writer(folder, "run"):
+                _empty(folder)
+
+
+def _empty(folder: Path):
+    for path in folder.iterdir():
+        if path.name == ".lock":
+            continue
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 # --- record ----------------------------------------------------------------------------------------------
 
 
-def record(name: str, kept_as: str, overrides: dict, book: Path) -> bool:
+def record(name: str, kept_as: str, overrides: list, book: Path) -> bool:
     """Run a notebook in the profile "recorded" beside the book, and keep its csv and json in BOOK/results."""
-    if not re.fullmatch(r"[a-z0-9_-]+", kept_as):
-        raise Refused(f"--as {kept_as!r}: must be a name of lower-case letters, digits, - and _")
+    if not re.fullmatch(r"[a-z0-9_-]{1,64}", kept_as):
+        raise Refused(f"--as {kept_as!r}: must be 1 to 64 lower-case letters, digits, - and _")
     elsewhere = book / "_build" / f"record-{kept_as}"
     if not run(name, "recorded", overrides, elsewhere):
         return False
     kept = book / "results" / kept_as
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{kept_as}-", dir=kept.parent) as scratch:
-        fresh = Path(scratch, kept_as)
+    with _only(book / "_build" / "scratch" / f"record-{kept_as}", f"record of {kept_as}") as scratch:
+        fresh = scratch / kept_as
         fresh.mkdir()
         for path in sorted((elsewhere / "_build" / "results" / name).iterdir()):
             if path.suffix in {".csv", ".json"} and path.name != "claims.json":
                 shutil.copyfile(path, fresh / path.name)
         shutil.rmtree(kept, ignore_errors=True)
-        fresh.replace(kept)
+        shutil.move(fresh, kept)
     _say(f"recorded in {_short(kept)}; commit it")
     return True
 
@@ -258,38 +317,54 @@ def record(name: str, kept_as: str, overrides: dict, book: Path) -> bool:
 # --- status ----------------------------------------------------------------------------------------------
 
 
-def status(name: str, book: Path) -> dict:
-    """The state of a notebook ('ok', 'stale', 'failed', 'not run') with the reason, and its last run."""
-    stamp, target = book / "_build" / "runs" / f"{name}.json", book / "notebooks" / f"{name}.ipynb"
-    record = json.loads(stamp.read_text("utf-8")) if stamp.is_file() else {}
-    if record.get("state") == "failed":
-        return {**record, "state": "failed", "why": record.get("error", "")}
-    if record.get("state") == "running" and not target.is_file():
+def status(one: Page, book: Path, tree: Tree) -> dict:
+    """The state of a page ('ok', 'stale', 'running', 'failed', 'not run') with the reason, and its last run.
+
+    'ok' means that the run succeeded and that nothing it depends on has changed since, its own profile supposed.
+    """
+    target, results = book / "notebooks" / f"{one.name}.ipynb", book / "_build" / "results"
+    try:
+        record = json.loads((book / "_build" / "runs" / f"{one.name}.json").read_text("utf-8"))
+        told, profile = record["state"], record["profile"]
+        overrides, known = record["overrides"], record["inputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"state": "not run", "why": ""}
+    if told == "running":
         return {**record, "state": "running", "why": "or was interrupted"}
-    if not record or not target.is_file():
+    if told == "failed":
+        return {**record, "why": record.get("error", "")}
+    if not target.is_file() or not (results / one.name).is_dir():
         return {**record, "state": "not run", "why": ""}
-    done = target.stat().st_mtime
-    newer = [path for path in sources(name) if path.stat().st_mtime > done]
-    if name == "claims":  # it reads what the others leave
-        others = [other for other in names() if other != name]
-        newer += [
-            p
-            for p in (book / "notebooks" / f"{o}.ipynb" for o in others)
-            if p.is_file() and p.stat().st_mtime > done
-        ]
-        waits = [other for other in others if status(other, book)["state"] != "ok"]
-        if waits and not newer:
-            return {**record, "state": "stale", "why": f"{waits[0]} is not ok"}
-    if newer:
-        more = f" and {len(newer) - 1} more" if len(newer) > 1 else ""
-        return {**record, "state": "stale", "why": f"{_short(newer[0])}{more} changed since"}
-    return {**record, "state": "ok", "why": ""}
+    try:
+        present = inputs(one, one.chosen(profile) | overrides, results, tree)
+    except Refused as error:
+        return {**record, "state": "stale", "why": str(error)}
+    changed = [part for part in {**present, **known} if present.get(part) != known.get(part)]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        return {**record, "state": "stale", "why": f"{changed[0]}{more} changed since"}
+    for other in pages().values():
+        if other.name != one.name and one.reads(other.name):
+            state = status(other, book, tree)["state"]
+            if state != "ok":
+                return {**record, "state": "stale", "why": f"{other.name} is {state}"}
+    return {**record, "why": ""}
 
 
-def print_status(book: Path) -> bool:
+def _book_profile(book: Path) -> str:
+    """The profile that the book is made in: that of the last `make book`."""
+    try:
+        return (book / "_build" / "profile").read_text("utf-8").strip()
+    except OSError:
+        return "default"
+
+
+def print_status(book: Path):
+    """A line a page: its state, when it ran last, how long that took, its profile, and why it is not ok."""
     rows = [("notebook", "state", "last run", "took", "profile", "")]
-    states = [status(name, book) for name in names()]
-    for name, state in zip(names(), states, strict=True):
+    tree = Tree()
+    states = {one.name: status(one, book, tree) for one in pages().values()}
+    for name, state in states.items():
         when = "-"
         if "started" in state:
             when = datetime.fromisoformat(state["started"]).astimezone().strftime("%Y-%m-%d %H:%M")
@@ -300,7 +375,6 @@ def print_status(book: Path) -> bool:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         print("  ".join([*cells, row[5]]).rstrip())
-    return all(state["state"] == "ok" for state in states)
 
 
 # --- verify ----------------------------------------------------------------------------------------------
@@ -349,7 +423,9 @@ def compare_file(found: Path, expected: Path, file: str, rules: dict) -> list[st
 
 def compare(results: Path, expected: Path) -> bool:
     """Compare every expected csv with the one in `results`; print what differs."""
-    rules = yaml.safe_load((expected / "tolerances.yml").read_text("utf-8"))
+    if not results.is_dir():
+        raise Refused(f"{results} is no folder: name one that holds a folder of results for each page")
+    rules = read_yaml(expected / "tolerances.yml")
     files = sorted(path.relative_to(expected).as_posix() for path in expected.glob("*/*.csv"))
     extra = sorted({path.relative_to(results).as_posix() for path in results.glob("*/*.csv")} - set(files))
     wrong = 0
@@ -370,15 +446,16 @@ def compare(results: Path, expected: Path) -> bool:
 
 def refresh_expected(book: Path, expected: Path):
     """Make the results of the book's default profile the expected ones: csv, codecheck.yml, README's figure."""
-    for name in names():
-        state = status(name, book)
+    tree = Tree()
+    for one in pages().values():
+        name, state = one.name, status(one, book, tree)
         if state["state"] != "ok" or state["profile"] != "default" or state["overrides"]:
             how = f"{state['state']}, profile {state.get('profile')}"
             raise Refused(f"notebook {name!r} is {how}: run `make book` with the default profile first")
     for old in expected.glob("*/*.csv"):
         old.unlink()
     manifest = []
-    for name in names():
+    for name in pages():
         results = book / "_build" / "results" / name
         files = [path for path in results.glob("*.json") if path.name != "claims.json"]
         sidecars = [json.loads(path.read_text("utf-8")) for path in files]
@@ -402,14 +479,36 @@ def refresh_expected(book: Path, expected: Path):
     print(f"{len(manifest)} files in {_short(expected)}")
 
 
+# --- html ------------------------------------------------------------------------------------------------
+
+
+def html(book: Path) -> bool:
+    """Build the html of the book unless nothing that it shows has changed; True where it is there."""
+    build = book / "_build"
+    parts = ["*.md", "*.yml", "*.bib", "notebooks/*.ipynb", "_ext/*.py", "_static/**/*", "_build/runs/*.json"]
+    parts += ["_build/results/**/*"]
+    tree = Tree()
+    files = sorted({path for part in parts for path in book.glob(part) if path.is_file()})
+    found = {path.relative_to(book).as_posix(): tree.file(path) for path in files}
+    found |= {name: tree.file(ROOT / name) for name in ("CITATION.cff",) if (ROOT / name).is_file()}
+    found["studies/report.py"] = tree.module("studies.report").sha256
+    stamp = build / "html.json"
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(stamp.read_text("utf-8")) == found and (build / "html" / "index.html").is_file():
+            return True
+    with _only(build / "scratch" / "html", "make book"):
+        stamp.unlink(missing_ok=True)
+        # Always from scratch: Sphinx repeats no warning of a page that it does not read again, and -W must see all.
+        for old in (build / "html", book / ".doctrees", build / ".doctrees"):
+            shutil.rmtree(old, ignore_errors=True)
+        _say("Building the html")
+        if subprocess.run([sys.executable, str(book / "_ext" / "build.py"), str(book)]).returncode:
+            return False
+        _write_json(stamp, found)
+    return True
+
+
 # --- command line ----------------------------------------------------------------------------------------
-
-
-def _literal(text):
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _short(path: Path) -> str:
@@ -424,58 +523,76 @@ def _say(text: str):
 
 
 def _write_json(path: Path, value):
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(part, path)
+    from entropic.files import write_atomically
+
+    write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def main(arguments=None) -> int:
+def _folder(text: str) -> Path:
+    return Path(text).expanduser().resolve()
+
+
+def _jobs(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from 1 on")
+    return int(text)
+
+
+def _parser():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("run", help="execute one notebook, or all")
-    one.add_argument("name", help="a notebook, or 'all'")
+    one = commands.add_parser("run", help="execute one notebook, all, or those that are out of date")
+    one.add_argument("name", help="a page, 'all', or 'changed'")
     one.add_argument("--profile", default="default")
-    kept = commands.add_parser(
-        "record", help="execute one notebook in the profile 'recorded' and keep its data"
-    )
+    one.add_argument("--jobs", type=_jobs, default=1, help="how many of them at a time")
+    kept = commands.add_parser("record", help="execute one in the profile 'recorded' and keep its data")
     kept.add_argument("name")
-    kept.add_argument(
-        "--as", dest="kept_as", help="the folder in book/results; the notebook's name unless given"
-    )
-    for command in (one, kept):
-        command.add_argument(
-            "-p", nargs=2, action="append", default=[], metavar=("PARAMETER", "VALUE"), dest="overrides"
-        )
-    for command in (one, kept, commands.add_parser("status"), commands.add_parser("expected")):
-        command.add_argument("--book", type=Path, default=ROOT / "book", help="the book's folder")
+    kept.add_argument("--as", dest="kept_as", help="the folder in book/results, by default the page's name")
+    for command in (
+        one,
+        kept,
+    ):  # told here for --help; taken out of the words before, since a value may begin with -
+        command.add_argument("-p", nargs=2, metavar=("PARAMETER", "VALUE"), help="another value; repeatable")
+    others = [commands.add_parser(name) for name in ("html", "status", "expected")]
+    for command in (one, kept, *others):
+        command.add_argument("--book", type=_folder, default=ROOT / "book", help="the book's folder")
     check = commands.add_parser("compare")
-    check.add_argument("results", type=Path)
-    check.add_argument("--expected", type=Path, default=ROOT / "book" / "expected")
-    args = parser.parse_args(arguments)
+    check.add_argument("results", type=_folder)
+    check.add_argument("--expected", type=_folder, default=ROOT / "book" / "expected")
+    return parser
+
+
+def main(arguments=None) -> int:
+    for stream in (sys.stdout, sys.stderr):  # a letter that the terminal does not know must not hide a report
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        if args.command == "status":
-            print_status(args.book)
-            return 0
-        if args.command == "expected":
-            refresh_expected(args.book, args.book / "expected")
-            return 0
-        if args.command == "compare":
-            return 0 if compare(args.results, args.expected) else 1
-        overrides = {key: yaml.safe_load(value) for key, value in args.overrides}
+        overrides, words = take_overrides(sys.argv[1:] if arguments is None else arguments)
+        args = _parser().parse_args(words)
+        if overrides and (args.command not in ("run", "record") or args.name in ("all", "changed")):
+            raise Refused("-p sets parameters of one notebook: name it, as in run one_dimension -p seed 1")
+        if args.command == "run" and args.name in ("all", "changed"):
+            return 0 if run_all(args.profile, args.book, args.jobs, args.name == "changed") else 1
+        if args.command == "run":
+            return 0 if run(args.name, args.profile, overrides, args.book) else 1
         if args.command == "record":
             return 0 if record(args.name, args.kept_as or args.name, overrides, args.book) else 1
-        if args.name != "all":
-            return 0 if run(args.name, args.profile, overrides, args.book) else 1
-        if overrides:
-            raise Refused("-p sets parameters of one notebook: name it")
-        return 0 if all([run(name, args.profile, {}, args.book) for name in names()]) else 1
+        if args.command == "html":
+            return 0 if html(args.book) else 1
+        if args.command == "compare":
+            return 0 if compare(args.results, args.expected) else 1
+        refresh_expected(args.book, args.book / "expected") if args.command == "expected" else print_status(
+            args.book
+        )
+        return 0
     except Refused as refused:
         print(f"error: {refused}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     sys.exit(main())

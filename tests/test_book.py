@@ -172,7 +172,7 @@ def test_fits_a_phone(visit, page):
 @pytest.mark.parametrize("page", PAGES)
 def test_says_how_to_rerun(visit, smoke, page):
     name = Path(page).stem
-    said = f"make run NB={name} PROFILE=smoke" if name in NOTEBOOKS else "make book"
+    said = f"make run NB={name} PROFILE={smoke.runs[name]['profile']}" if name in NOTEBOOKS else "make book"
     assert said in visit(page).rerun
 
 

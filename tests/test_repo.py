@@ -1,11 +1,12 @@
 """The repository as a stranger finds it: pins that agree, commands that exist, nothing of one machine."""
 
-import glob
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,13 @@ def test_help_lists_every_target():
 
 
 def test_commands_in_the_text_exist():
-    for path in (ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))):
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))):
         text = path.read_text("utf-8")
         named = set(re.findall(r"^(?:\$ | {4})?make ([a-z0-9-]+)", text, re.M)) | set(
             re.findall(r"`make ([a-z0-9-]+)", text)
         )
         assert named <= targets(), path.name
-        used = set(re.findall(r"\bNB=(\w+)", text)) - {"name"}
+        used = set(re.findall(r"\bNB=(\w+)", text)) - {"name", "NAME"}
         assert used <= set(NOTEBOOKS), path.name
 
 
@@ -186,15 +187,51 @@ def test_shipped_weights_are_small_and_those_of_their_record(path):
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
-def test_the_package_takes_all_its_assets_along():
-    (listed,) = re.findall(r"^entropic = (\[.*\])$", read("pyproject.toml"), re.M)
-    package = ROOT / "entropic"
-    taken = {
-        package / name
-        for pattern in yaml.safe_load(listed)
-        for name in glob.glob(pattern, root_dir=package, recursive=True)
-    }
-    assert ASSETS and [path.name for path in ASSETS if path not in taken] == []
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The unpacked wheel of the sources as they are."""
+    folder = tmp_path_factory.mktemp("wheel")
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("entropic", "notebooks", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    words = [
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        folder / "made",
+        folder,
+    ]
+    built = run_python(*words, cwd=folder)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = (folder / "made").glob("*.whl")
+    with zipfile.ZipFile(path) as file:
+        file.extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+def test_the_wheel_is_the_library_and_nothing_else(wheel):
+    names = {path.relative_to(wheel).as_posix() for path in wheel.rglob("*") if path.is_file()}
+    (about,) = [path for path in wheel.glob("*.dist-info")]
+    assert {name.partition("/")[0] for name in names} == {"entropic", about.name}
+    assert not [name for name in names if "studies" in name or "figures" in name or name.endswith(".ipynb")]
+    assert {f"entropic/images/assets/{path.name}" for path in ASSETS} <= names
+    metadata = (about / "METADATA").read_text("utf-8")
+    needed = [Requirement(line) for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.M)]
+    core = {one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})}
+    assert core == {"torch", "numpy", "scipy", "filelock", "tqdm"}
+
+
+def test_the_wheel_s_weights_load(wheel, tmp_path):
+    code = "import entropic, entropic.images.networks as n; n.load_network('fashion-mnist'); print(entropic.__file__)"
+    loaded = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(wheel))
+    assert loaded.returncode == 0, loaded.stderr
+    assert Path(loaded.stdout.strip()).is_relative_to(wheel)
 
 
 def test_recorded_results_say_where_they_come_from():

@@ -25,12 +25,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from fnmatch import fnmatch
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from entropic.files import replaced, write_atomically
 
 VERDICTS = ("holds", "does not hold", "holds under a condition", "not run here")
 CLAIM_FIELDS = ("id", "claim", "paper", "tested", "measured", "spread", "verdict", "condition")
@@ -242,6 +245,8 @@ def read_claims(results=None) -> list[dict]:
 
     results: the folder that holds one folder a notebook; by default that of the current run
     """
+    if results is None:
+        _declared("reads_results", "*", "claims.json")
     found = []
     for path in sorted(_results_root(results).glob("*/claims.json")):
         found += [{"notebook": path.parent.name, **claim} for claim in json.loads(path.read_text("utf-8"))]
@@ -253,6 +258,8 @@ def read_result(notebook: str, id: str, results=None) -> tuple[dict, dict[str, l
 
     Raises ValueError where there is no such result.
     """
+    if results is None:
+        _declared("reads_results", notebook, f"{id}.json")
     path = _results_root(results) / notebook / f"{id}.json"
     if not path.is_file():
         raise ValueError(f"id = {id!r}: notebook {notebook!r} has left no such result; run it first")
@@ -264,6 +271,7 @@ def read_recorded(notebook: str, id: str) -> tuple[dict, dict[str, list]] | None
 
     None where there is none: the page then says "not run here", and how to run it.
     """
+    _declared("reads_recorded", notebook)
     folder = Path(_run().get("recorded") or "book/results")
     return read_result(notebook, id, folder) if (folder / notebook / f"{id}.json").is_file() else None
 
@@ -418,6 +426,18 @@ def _run() -> dict:
     return {"notebook": "scratch"} | json.loads(os.environ.get("ENTROPIC_RUN", "{}"))
 
 
+def _declared(kind: str, notebook: str, file: str = ""):
+    """ValueError where a page reads what it does not declare: it would not run again when that changes."""
+    run = _run()
+    what = f"{notebook}/{file}" if file else notebook
+    own = bool(file) and notebook == run["notebook"]
+    if kind in run and not own and not any(fnmatch(what, part) for part in run[kind]):
+        name = kind.removeprefix("reads_")
+        raise ValueError(
+            f"{what!r} is read, but not declared: add it to `{name}` of this page in notebooks/book.yml"
+        )
+
+
 def _out_dir() -> Path:
     run = _run()
     out = Path(run.get("out") or Path("results") / run["notebook"])
@@ -457,15 +477,12 @@ def _show(text: str):
 
 
 def _save(fig, path: Path, **kwargs):
-    part = path.with_name(f".{path.name}.part")
-    fig.savefig(part, **kwargs)
-    os.replace(part, path)
+    with replaced(path) as part:
+        fig.savefig(part, **kwargs)
 
 
 def _write(path: Path, text: str):
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, text.encode())
 
 
 @lru_cache
@@ -474,11 +491,16 @@ def git_state() -> dict:
 
     def git(*args):
         return subprocess.run(
-            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=True
+            ["git", *args],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=20,
+            check=True,
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # else we'd name the commit of a folder around us
+        git("ls-files", "--error-unmatch", "report.py")  # else we'd name the commit of a folder around us
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}

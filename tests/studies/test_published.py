@@ -20,6 +20,7 @@ from entropic.images.networks.published import published
 from entropic.schedules import edm_sigmas, rescaled_sigmas, spectral_sigmas
 from entropic.solvers import sample_ddim, sample_ddim_stochastic
 from studies import published as pretrained
+from studies.parameters import Refused
 from tests.conftest import ROOT
 from tests.images.networks.snapshots import pickled, snapshot
 
@@ -163,17 +164,19 @@ def test_from_snapshot_to_table(world, inception):
     before = _files(world / "cache")
     pretrained.fill(experiment, progress=False)
     assert _files(world / "cache") == before
-    manifest = load_manifest(experiment.folder / "pixels" / "deterministic-DDIM-3-EDM-0")
+    (snapshot,) = experiment.snapshots
+    manifest = load_manifest(experiment.folder / snapshot.label / "deterministic-DDIM-3-EDM-0")
     assert manifest["sigmas"] == edm_sigmas(3).tolist()
     assert manifest["decode"] == "entropic.images.data.to_uint8()"
     # images are kept for the curve, and for no row
-    assert {path.parent.name for path in experiment.folder.rglob("images-*")} == {"curve-images"}
+    assert {path.parent.name for path in experiment.folder.rglob("images-*")} == {"images"}
 
 
 def test_images_are_kept_where_that_is_asked_for(world):
     experiment = _experiment(world, store="kept", solvers=["deterministic DDIM"], keep_images=True, runs=1)
     pretrained.fill(experiment, progress=False)
-    kept = load_generated(experiment.folder / "pixels" / "deterministic-DDIM-2-EDM-0")
+    (snapshot,) = experiment.snapshots
+    kept = load_generated(experiment.folder / snapshot.label / "deterministic-DDIM-2-EDM-0")
     again = metrics.feature_network(DINO)(kept.images)
     torch.testing.assert_close(kept.features[DINO], again, rtol=1e-4, atol=1e-4)  # float32, other batches
 
@@ -181,7 +184,8 @@ def test_images_are_kept_where_that_is_asked_for(world):
 def test_curve_is_that_of_the_network_s_own_images(world):
     experiment = _experiment(world, store="curve", curve_samples=12)
     curve, amplitude = pretrained.error_curve(experiment)
-    x = load_generated(experiment.folder / "curve-images").images.double()
+    (images,) = experiment.folder.glob("curve-pixels-*/images")
+    x = load_generated(images).images.double()
     assert len(x) == 12
     assert torch.allclose(curve.directions.sum(1), curve.eps2, rtol=1e-6)
     # at the highest noise D is nearly a constant: eps2 is the distance of the images from it
@@ -201,18 +205,68 @@ def test_curve_is_that_of_the_network_s_own_images(world):
     assert list(placed) == experiment.schedules  # EDM's networks have no learned loss
 
 
+def test_a_file_is_known_by_its_content_and_not_by_its_name(world, tmp_path):
+    """Two files of one name, and a file that was replaced in its place, each have their own curve and images."""
+    found, first = {}, tmp_path / "a" / "pixels.pkl"
+    for number, path in enumerate((first, tmp_path / "b" / "pixels.pkl", first)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(
+            pickled(snapshot(_random(edm.EDMPrecond(**PIXELS), 10 + number), PIXELS, encoder=None))
+        )
+        names = {"networks": [str(path)], "curve_network": str(path)}
+        experiment = _experiment(world, store="named", runs=1, solvers=["deterministic DDIM"], **names)
+        pretrained.fill(experiment, progress=False)
+        curve, _ = pretrained.error_curve(experiment)
+        found[number] = curve.eps2.tolist(), [row["FD-DINOv2"] for row in pretrained.rows(experiment)]
+    for part in range(2):
+        assert len({tuple(one[part]) for one in found.values()}) == 3
+    both = _experiment(
+        world, store="named", runs=1, networks=[str(tmp_path / x / "pixels.pkl") for x in "ab"]
+    )
+    assert len({one.label for one in both.snapshots}) == 2
+
+
+def test_images_of_a_curve_are_known_by_their_content(world):
+    """Other images in the same .npz do not get the curve of the first."""
+    given = {"curve_network": str(world / "latents.pkl"), "curve_data": str(world / "replaced.npz")}
+    experiment = _experiment(world, store="replaced", **given)
+    for seed in range(2):
+        x = torch.rand(20, 4, 16, 16, generator=torch.Generator().manual_seed(seed)).numpy() - 0.5
+        np.savez(world / "replaced.npz", x=x, labels=np.arange(20) % 10)
+        if seed == 0:
+            pretrained.error_curve(experiment)
+    with pytest.raises(ValueError, match="curve_data_sha256"):
+        pretrained.error_curve(experiment)
+
+
+def test_both_halves_read_parameters_alike():
+    for text in ("false", "False", "FALSE"):
+        assert pretrained.Experiment.of_page("ffhq", "recorded", [("keep_images", text)]).keep_images is False
+    for name, text in (
+        ("keep_images", "no"),
+        ("images", "many"),
+        ("nfe", "16"),
+        ("networks", "!!python/tuple [a]"),
+    ):
+        with pytest.raises(Refused, match=name):
+            pretrained.Experiment.of_page("ffhq", "recorded", [(name, text)])
+    with pytest.raises(ValueError, match="published networks"):
+        pretrained.Experiment.of_page("claims")
+
+
 def test_curve_from_given_states(world):
     x = torch.rand(20, 4, 16, 16, generator=torch.Generator().manual_seed(0)).numpy() - 0.5
     np.savez(world / "states.npz", x=x, labels=np.arange(20) % 10)
     given = {"curve_network": str(world / "latents.pkl"), "curve_data": str(world / "states.npz")}
     experiment = _experiment(world, store="given", curve_samples=20, **given)
     curve, _ = pretrained.error_curve(experiment)
-    assert not (experiment.folder / "curve-images").exists()
+    assert not list(experiment.folder.glob("*/images"))
     np.savez(world / "states.npz", x=x, labels=np.zeros(20, np.int64))
     other, _ = pretrained.error_curve(_experiment(world, store="others", curve_samples=20, **given))
     assert (curve.eps2 != other.eps2).any()  # the classes reach the network
 
 
+@pytest.mark.once
 def test_page_of_a_latent_network_by_two_processes(world, tmp_path):
     """As `make imagenet512 GPUS=2` does it: torchrun fills the store, the notebook makes its page of it."""
     chosen = {
@@ -229,15 +283,15 @@ def test_page_of_a_latent_network_by_two_processes(world, tmp_path):
         "gallery_nfe": [2, 3],
         "store": "page",
     }
-    words = [word for name, value in chosen.items() for word in ("-p", name, str(value))]
+    words = [word for name, value in chosen.items() for word in ("-p", name, json.dumps(value).strip('"'))]
     environment = {**os.environ, "PYTHONPATH": os.environ["PYTHONPATH"], "OMP_NUM_THREADS": "1"}
-    notebook = ROOT / "notebooks" / "imagenet512.ipynb"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     options = {"env": environment, "cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
-    filled = subprocess.run([*launcher, "-m", "studies.published", notebook, *words], **options)
+    filled = subprocess.run([*launcher, "-m", "studies.published", "imagenet512", *words], **options)
     assert filled.returncode == 0, filled.stderr
     store = world / "cache" / "page"
-    cells = sorted(path for path in (store / "latents").iterdir())
+    (folder,) = store.glob("latents-*")
+    cells = sorted(folder.iterdir())
     assert len(cells) == 2 * 2 * 2
     before = _files(store)
 
@@ -258,7 +312,7 @@ def test_page_of_a_latent_network_by_two_processes(world, tmp_path):
 
     vae = load_vae()
     dino = metrics.feature_network(DINO)
-    out = store / "latents" / "deterministic-DDIM-2-EDM-1"
+    out = folder / "deterministic-DDIM-2-EDM-1"
     made = generate(
         network,
         edm_sigmas(2),
@@ -333,8 +387,8 @@ def test_notebooks_hold_the_paper_s_experiments():
         ("imagenet64", [4]),
         ("imagenet512", [2, 5, 6]),
     ):
-        experiment = pretrained.Experiment.of_notebook(ROOT / "notebooks" / f"{name}.ipynb")
-        snapshots = [named[one] for one in experiment.snapshots]
+        experiment = pretrained.Experiment.of_page(name)
+        snapshots = [named[one.name] for one in experiment.snapshots]
         labels = {metrics.EXTRACTORS[one].label for one in experiment.extractors}
         for table in tables:
             for row in paper_table(table):
@@ -359,6 +413,7 @@ def test_notebooks_hold_the_paper_s_experiments():
         ({"images": 1}, "images = 1"),
         ({"nfe": [0]}, "nfe = 0"),
         ({"runs": 0}, "runs = 0"),
+        ({"keep_images": "false"}, "keep_images = 'false'"),
     ],
 )
 def test_bad_experiments_are_named(world, change, words):
@@ -369,11 +424,12 @@ def test_bad_experiments_are_named(world, change, words):
 def test_bad_names_are_named(world, tmp_path):
     with pytest.raises(ValueError, match=r"name = 'EDM2-Q' is not published"):
         _ = _experiment(world, networks=["EDM2-Q"]).snapshots
-    assert _experiment(world, dataset="ImageNet-512", networks=["EDM2-XS"]).snapshots == [
+    found = _experiment(world, dataset="ImageNet-512", networks=["EDM2-XS"]).snapshots
+    assert [one.name for one in found] == [
         "edm2-img512-xs-2147483-0.135",
         "edm2-img512-xs-2147483-0.200",
     ]
-    with pytest.raises(ValueError, match="has no parameter 'imges'"):
-        pretrained.Experiment.of_notebook(ROOT / "notebooks" / "ffhq.ipynb", [("imges", "3")])
-    with pytest.raises(FileNotFoundError, match=r"run studies\.published"):
+    with pytest.raises(Refused, match="has no parameter 'imges'"):
+        pretrained.Experiment.of_page("ffhq", overrides=[("imges", "3")])
+    with pytest.raises(FileNotFoundError, match=r"python -m studies\.published"):
         pretrained.rows(_experiment(world, store="empty"))

@@ -1,0 +1,74 @@
+"""The house: which part of the repository may import which, and that nobody opens another's drawers."""
+
+import ast
+
+import pytest
+
+from studies.pages import pages
+from studies.sources import Tree
+
+LAYERS = [
+    "_check",
+    "files",
+    "core",
+    "rivals",
+    "images",
+    "studies",
+]  # each imports only itself and those before it
+TREE = Tree()
+MODULES = TREE.all()
+
+
+def layer(name):
+    parts = name.split(".")
+    part = "studies" if parts[0] == "studies" else parts[1] if len(parts) > 1 else "core"
+    return LAYERS.index(part if part in LAYERS else "core")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_imports_follow_the_arrows(module):
+    used = {name for found in module.imports for name in TREE.definers(*found)}
+    assert [name for name in sorted(used) if layer(name) > layer(module.name)] == []
+    if layer(module.name) <= LAYERS.index("rivals"):
+        outside = {name.partition(".")[0] for name, _ in module.imports}
+        assert outside & {"matplotlib", "PIL", "safetensors", "torchvision"} == set()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_private_names_stay_at_home(module):
+    ours = [(of, name) for of, name in module.imports if of.partition(".")[0] in TREE.roots]
+    private = [
+        f"{of}.{name}"
+        for of, name in ours
+        if name and name.startswith("_") and (of, name) != ("entropic", "_check")
+    ]
+    modules = {name.rpartition(".")[2] for of in ours for name in TREE.definers(*of)}
+    bound = {
+        alias.asname or alias.name
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for node in ast.walk(module.tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in modules & bound
+        ):
+            if node.attr.startswith("_") and not node.attr.startswith("__"):
+                private.append(f"{node.value.id}.{node.attr}")
+    assert private == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_what_is_imported_exists(module):
+    ours = [found for found in module.imports if found[0].partition(".")[0] in TREE.roots]
+    assert [found for found in ours if not TREE.definers(*found)] == []
+
+
+@pytest.mark.parametrize("page", pages().values(), ids=lambda page: page.name)
+def test_what_a_notebook_imports_exists(page):
+    cells = [cell["source"] for cell in page.notebook()["cells"] if cell["cell_type"] == "code"]
+    for node in ast.walk(ast.parse("\n".join(cells))):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in TREE.roots:
+            assert [one.name for one in node.names if not TREE.definers(node.module, one.name)] == []
