@@ -438,10 +438,11 @@ class GaussianMixture:
         matters = gamma > 2.0**-60
         if matters.sum() > _SHARE * matters.numel():
             return result + (gamma[:, :, None] * change * along).flatten(1) @ self._flat_basis.T
-        for k in range(len(self.weights)):
-            rows = matters[:, k].nonzero()[:, 0]
-            part = change[:, k].expand(len(x), -1)[rows] * gamma[rows, k, None] * along[rows, k]
-            result = result.index_add(0, rows, part @ self.basis[k].T)
+        for k, rows in enumerate(matters.T):
+            rows = rows.nonzero()[:, 0]
+            factor = change[0, k] if len(change) == 1 else change[rows, k]
+            part = factor * gamma[rows, k, None] * along[rows, k]
+            result.index_add_(0, rows, part @ self.basis[k].T)
         return result
 
     def _centred_means(self, x, gamma, along, sigma):
