@@ -348,6 +348,25 @@ def test_fast_routes_agree_with_the_plain_formulas(name, levels):
     torch.testing.assert_close(mixture.denoiser(x, sigma), denoised, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", [name for name, mixture in SHAPES.items() if mixture.dim < 784])
+def test_posterior_variance_is_the_trace_of_the_covariance(name):
+    mixture, g = SHAPES[name], _generator(10)
+    for sigma in (0.05, 20.0, torch.tensor([0.1, 0.7, 30.0], dtype=torch.float64).repeat(4)):
+        noise = torch.randn(12, mixture.dim, generator=g, dtype=torch.float64)
+        x = mixture.sample(12, g) + torch.as_tensor(sigma).reshape(-1, 1) * noise
+        trace = mixture.posterior_covariance(x, sigma).diagonal(dim1=1, dim2=2).sum(1)
+        torch.testing.assert_close(mixture.posterior_variance(x, sigma), trace, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("line")])
+def test_eps2_is_the_average_of_the_posterior_variance(name):
+    mixture = SHAPES[name]
+    for sigma in (0.01, 0.3, 50.0):
+        x, weight = mixture.quadrature(sigma)
+        plain = weight @ (mixture.log_density(x, sigma).exp() * mixture.posterior_variance(x, sigma))
+        torch.testing.assert_close(mixture.eps2(sigma), plain, rtol=1e-13, atol=0)
+
+
 @pytest.mark.parametrize("sigma", [0.01, 0.1, 0.5, 5.0, torch.logspace(-2, 1, 300, dtype=torch.float64)])
 def test_loop_and_single_product_give_the_same_denoiser_and_score(sigma, monkeypatch):
     """Which of the two runs depends on how many (row, component) pairs matter; no value may depend on it."""
