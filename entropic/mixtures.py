@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from entropic._check import as_float64, check_finite, integer
+from entropic._check import as_float64, integer
 
 # Quadrature of p(x; sigma) in one dimension: panels of half a standard deviation of every component, to nine
 # of them (the density left out is below 1e-18), eight Gauss-Legendre nodes a panel.
@@ -54,11 +54,12 @@ class GaussianMixture:
             raise ValueError(f"noise = {noise.tolist()}; a variance is at least 0")
         if basis is None:
             basis, eigenvalues = means.new_zeros(k, dim, 0), means.new_zeros(k, 0)
-        self.weights, self.means, self.noise = weights, means, noise.expand(k).clone()
-        self.basis, self.eigenvalues = basis, eigenvalues
+        # Copies: what the caller does to its tensors later is of no effect here.
+        self.weights, self.means, self.noise = weights.clone(), means.clone(), noise.expand(k).clone()
+        self.basis, self.eigenvalues = basis.clone(), eigenvalues.clone()
         self.dim, self.rank = dim, basis.shape[2]
-        self._flat_basis = basis.permute(1, 0, 2).reshape(dim, -1)
-        self._centres = torch.einsum("kd,kdr->kr", means, basis)
+        self._flat_basis = self.basis.permute(1, 0, 2).reshape(dim, -1)
+        self._centres = torch.einsum("kd,kdr->kr", self.means, self.basis)
         # On a line, many components of one width (a kernel density) are summed over a window of the sorted ones.
         self._line = dim == 1 and k >= 64 and self.rank == 0 and bool((self.noise == self.noise[0]).all())
 
@@ -353,7 +354,7 @@ class GaussianMixture:
         return sigma
 
     def _inputs(self, x, sigma):
-        x = check_finite("x", torch.as_tensor(x, dtype=torch.float64))
+        x = as_float64("x", x)
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; the mixture needs (N, {self.dim})")
         sigma = self._sigma(sigma)

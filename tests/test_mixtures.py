@@ -433,3 +433,14 @@ def test_window_of_a_kernel_density_is_right_in_extreme_tails():
             exact.append(float(mpmath.log(mpmath.fsum(terms) / width / mpmath.sqrt(2 * mpmath.pi))))
     found = kernel.log_density(x[:, None])
     torch.testing.assert_close(found, torch.tensor(exact, dtype=torch.float64), rtol=2e-15, atol=2e-14)
+
+
+def test_a_mixture_keeps_copies_of_what_it_was_made_from():
+    means, weights = torch.tensor([[-1.0], [1.0]]).double(), torch.tensor([0.3, 0.7]).double()
+    noise, basis = torch.tensor([0.1, 0.1]).double(), torch.ones(2, 1, 1).double()
+    eigenvalues, x = torch.tensor([[0.2], [0.3]]).double(), torch.linspace(-2, 2, 5).double()[:, None]
+    mixture = GaussianMixture(weights, means, noise, basis, eigenvalues)
+    before = mixture.denoiser(x, 0.5)
+    for tensor in (means, weights, noise, basis, eigenvalues):
+        tensor.mul_(3)
+    assert torch.equal(mixture.denoiser(x, 0.5), before)
