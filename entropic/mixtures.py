@@ -5,11 +5,19 @@ import math
 import numpy as np
 import torch
 
-from entropic._check import as_float64, check_finite, integer
+from entropic._check import as_float64, integer
 
 # Quadrature of p(x; sigma) in one dimension: panels of half a standard deviation of every component, to nine
 # of them (the density left out is below 1e-18), eight Gauss-Legendre nodes a panel.
 _REACH, _PANELS, _NODES = 9.0, 36, 8
+
+# A sum of K exponentials keeps its value to the last bit (2^-53 = e^-36.7) where terms are left out that lie
+# this many nats, and log K more, below the largest.
+_DEPTH = 37.0
+
+# One matrix product over all components is faster than a loop over components with their rows where more
+# than this share of the (row, component) pairs matters: measured at 10 components, rank 16, 170 dimensions.
+_SHARE = 0.15
 
 
 class GaussianMixture:
@@ -46,10 +54,14 @@ class GaussianMixture:
             raise ValueError(f"noise = {noise.tolist()}; a variance is at least 0")
         if basis is None:
             basis, eigenvalues = means.new_zeros(k, dim, 0), means.new_zeros(k, 0)
-        self.weights, self.means, self.noise = weights, means, noise.expand(k).clone()
-        self.basis, self.eigenvalues = basis, eigenvalues
+        # Copies: what the caller does to its tensors later is of no effect here.
+        self.weights, self.means, self.noise = weights.clone(), means.clone(), noise.expand(k).clone()
+        self.basis, self.eigenvalues = basis.clone(), eigenvalues.clone()
         self.dim, self.rank = dim, basis.shape[2]
-        self._flat_basis = basis.permute(1, 0, 2).reshape(dim, -1)
+        self._flat_basis = self.basis.permute(1, 0, 2).reshape(dim, -1)
+        self._centres = torch.einsum("kd,kdr->kr", self.means, self.basis)
+        # On a line, many components of one width (a kernel density) are summed over a window of the sorted ones.
+        self._line = dim == 1 and k >= 64 and self.rank == 0 and bool((self.noise == self.noise[0]).all())
 
     @classmethod
     def points(cls, means, weights=None):
@@ -186,8 +198,15 @@ class GaussianMixture:
     # What a diffusion model learns, exactly
 
     def log_density(self, x, sigma=0.0):
-        """log p(x; sigma) of the noised data, nats; x (N, D) -> (N,)."""
-        return self._joint(*self._inputs(x, sigma))[0].logsumexp(1)
+        """log p(x; sigma) of the noised data, nats; x (N, D) -> (N,).
+
+        On a line, with one width for all components and one sigma, a point sums only the components that
+        matter to the last bit: a kernel density, `isotropic(samples, width)`, costs milliseconds.
+        """
+        x, sigma = self._inputs(x, sigma)
+        if self._line and len(sigma) == 1 and len(x):
+            return self._log_density_on_line(x[:, 0], sigma)
+        return self._joint(x, sigma)[0].logsumexp(1)
 
     def responsibilities(self, x, sigma):
         """Posterior probability of every component given x, (N, K)."""
@@ -229,13 +248,9 @@ class GaussianMixture:
         rows = max(1, 2**24 // (len(self.weights) * self.dim))
         parts = []
         for chunk, at in zip(x.split(rows), sigma.expand(len(x)).split(rows), strict=True):
+            at = sigma if len(sigma) == 1 else at
             joint, along = self._joint(chunk, at)
-            gamma = joint.softmax(1)
-            isotropic, directions = self._gains(at)
-            within = at[:, None].square() * ((self.dim - self.rank) * isotropic + directions.sum(2))
-            # Deviations from the mean, not the difference of two moments, keep tiny variances exact.
-            between = self._centred_means(chunk, gamma, along, at).square().sum(2)
-            parts.append((gamma * (within + between)).sum(1))
+            parts.append(self._posterior_variance(chunk, joint.softmax(1), along, at))
         return torch.cat(parts)
 
     # Averages over p(x; sigma)
@@ -256,6 +271,10 @@ class GaussianMixture:
             raise ValueError(f"sigma = {float(sigma)}; point masses have a density only at sigma > 0")
         offsets = torch.linspace(-_REACH, _REACH, _PANELS + 1, dtype=torch.float64)
         edges = (self.means + width[:, None] * offsets).flatten().sort().values
+        # Where components overlap, panels of a quarter of the narrowest width, end to end, are fewer.
+        even = math.ceil(float((edges[-1] - edges[0]) / width.min()) * _PANELS / _REACH)
+        if even < len(edges) - 1:
+            edges = torch.linspace(float(edges[0]), float(edges[-1]), even + 1, dtype=torch.float64)
         node, weight = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(_NODES))
         half, middle = edges.diff() / 2, (edges[1:] + edges[:-1]) / 2
         keep = half > 0
@@ -266,7 +285,13 @@ class GaussianMixture:
         """E||x0 - D(x; sigma)||^2 by quadrature, shaped like `sigma`; one dimension."""
 
         def error(x, sigma):
-            return self.log_density(x, sigma).exp() * self.posterior_variance(x, sigma)
+            x, sigma = self._inputs(x, sigma)
+            joint, along = self._joint(x, sigma)
+            top = joint.amax(1, keepdim=True)
+            share = (joint - top).exp()
+            total = share.sum(1, keepdim=True)
+            density = (total * top.exp())[:, 0]
+            return density * self._posterior_variance(x, share / total, along, sigma)
 
         return self._integrate(error, sigma)
 
@@ -329,7 +354,7 @@ class GaussianMixture:
         return sigma
 
     def _inputs(self, x, sigma):
-        x = check_finite("x", torch.as_tensor(x, dtype=torch.float64))
+        x = as_float64("x", x)
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; the mixture needs (N, {self.dim})")
         sigma = self._sigma(sigma)
@@ -354,38 +379,91 @@ class GaussianMixture:
 
     def _joint(self, x, sigma):
         """log(weight_k N(x; ...)) (N, K) and the coordinates of x - mean_k in each basis (N, K, r)."""
-        isotropic, directions = self._variances(sigma)
+        isotropic = self.noise + sigma[:, None].square()
         k, r = self.eigenvalues.shape
-        along = (x @ self._flat_basis).reshape(len(x), k, r) - torch.einsum(
-            "kd,kdr->kr", self.means, self.basis
-        )
-        exponent = (along.square() / directions).sum(2)
-        log_det = directions.log().sum(2)
+        along = x.new_zeros(len(x), k, 0)
+        exponent = log_det = 0.0
         if r < self.dim:
-            off = (self._squared_distance(x) - along.square().sum(2)).clamp_min(0)
+            off = self._squared_distance(x)
+        if r:
+            directions = isotropic[:, :, None] + self.eigenvalues
+            along = (x @ self._flat_basis).reshape(len(x), k, r) - self._centres
+            squares = along.square()
+            exponent, log_det = (squares / directions).sum(2), directions.log().sum(2)
+            if r < self.dim:
+                off = (off - squares.sum(2)).clamp_min(0)
+        if r < self.dim:
             exponent = exponent + off / isotropic
             log_det = log_det + (self.dim - r) * isotropic.log()
         constant = self.weights.log() - 0.5 * self.dim * math.log(2 * math.pi)
-        return constant - 0.5 * (exponent + log_det), along
+        return (constant - 0.5 * log_det) - 0.5 * exponent, along
 
     def _squared_distance(self, x):
+        if self.dim == 1:
+            return (x - self.means[:, 0]).square()
         if self.dim <= 64:
             return (x[:, None, :] - self.means).square().sum(2)
         # One matrix product: for images the difference itself would fill the memory.
         cross = x @ self.means.T
         return x.square().sum(1)[:, None] - 2 * cross + self.means.square().sum(1)
 
+    def _log_density_on_line(self, x, sigma):
+        """log p(x; sigma) (N,) for points x (N,): each sums the components within reach of it and its neighbours.
+
+        The terms left out lie `_DEPTH` + log K nats below that of the nearest component, so that all of them
+        together change the sum by less than its rounding.
+        """
+        variance = self.noise[0] + sigma[0].square()
+        centres, order = self.means[:, 0].sort()
+        log_weight, last = self.weights.log()[order], len(centres) - 1
+        x, back = x.sort()
+        above = torch.searchsorted(centres, x).clamp(max=last)
+        below = (above - 1).clamp_min(0)
+        # The squared distance from the nearest component; exponents are taken relative to it.
+        smallest = torch.minimum((x - centres[below]).square(), (x - centres[above]).square())
+        depth = _DEPTH + math.log(len(centres)) + log_weight.max() - log_weight.min()
+        reach = (smallest + 2 * variance * depth).sqrt() + 1e-15 * x.abs()
+        first = torch.minimum(torch.searchsorted(centres, x - reach), below)
+        end = torch.maximum(torch.searchsorted(centres, x + reach, right=True), above + 1)
+        totals = []
+        for rows in torch.arange(len(x)).split(max(1, 2**18 // len(centres))):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            near = slice(int(first[part].min()), int(end[part].max()))
+            further = (x[part, None] - centres[near]).square() - smallest[part, None]
+            totals.append((log_weight[near] - 0.5 / variance * further).exp().sum(1))
+        found = torch.cat(totals).log() - 0.5 * (smallest / variance + (2 * math.pi * variance).log())
+        return found[back.argsort()]
+
     def _combine(self, x, gamma, along, offset, isotropic, directions):
         """sum_k gamma_k (offset_k + A_k (x - mean_k)), A_k = isotropic_k off the basis, directions_k along it."""
         pull = gamma * isotropic
         result = pull.sum(1, keepdim=True) * x + gamma @ offset - pull @ self.means
-        for k in range(len(self.weights)) if self.rank else ():
-            # A component that has no part in a point, to the last bit, costs nothing there.
-            rows = (gamma[:, k] > 2.0**-60).nonzero()[:, 0]
-            change = (directions[:, k] - isotropic[:, k, None]).expand(len(x), -1)[rows]
-            change = change * gamma[rows, k, None] * along[rows, k]
-            result = result.index_add(0, rows, change @ self.basis[k].T)
+        if not self.rank:
+            return result
+        change = directions - isotropic[:, :, None]
+        # A component that has no part in a point, to the last bit, costs nothing there.
+        matters = gamma > 2.0**-60
+        if matters.sum() > _SHARE * matters.numel():
+            return result + (gamma[:, :, None] * change * along).flatten(1) @ self._flat_basis.T
+        for k, rows in enumerate(matters.T):
+            rows = rows.nonzero()[:, 0]
+            factor = change[0, k] if len(change) == 1 else change[rows, k]
+            part = factor * gamma[rows, k, None] * along[rows, k]
+            result.index_add_(0, rows, part @ self.basis[k].T)
         return result
+
+    def _posterior_variance(self, x, gamma, along, sigma):
+        """Trace of Cov[x0 | x] (N,). Deviations from the mean, not a difference of two moments, keep it exact."""
+        isotropic, directions = self._gains(sigma)
+        if self.dim == 1:
+            gain = directions[:, :, 0] if self.rank else isotropic
+            means = self.means[:, 0] + gain * (x - self.means[:, 0])
+            within = sigma[:, None].square() * gain
+            between = (means - (gamma * means).sum(1, keepdim=True)).square()
+        else:
+            within = sigma[:, None].square() * ((self.dim - self.rank) * isotropic + directions.sum(2))
+            between = self._centred_means(x, gamma, along, sigma).square().sum(2)
+        return (gamma * (within + between)).sum(1)
 
     def _centred_means(self, x, gamma, along, sigma):
         """Posterior mean of every component less that of the mixture, (N, K, D)."""

@@ -11,10 +11,10 @@ class Process:
     """A forward SDE dX = (s'/s) X dt + s sqrt(2 sigma' sigma) dW with p(x_t | x_0) = N(s x_0, s^2 sigma^2 I).
 
     `s`, `sigma` and `t_of_sigma` map float64 tensors to tensors of the same shape, entry by entry, and are
-    written in torch operations, since their derivatives are exact, by forward-mode differentiation. sigma
-    increases. Times lie in [t_min, t_max]; an end where sigma is 0 or infinite is a limit, at which sigma is
-    known but drift and diffusion need not be. `knots` are the times where only one-sided derivatives exist
-    (those of the right are used); quadrature should split there. Methods take numbers, arrays or tensors and
+    written in torch operations: forward-mode differentiation then gives their exact derivatives. sigma
+    increases. Times lie in [t_min, t_max]. An end where sigma is 0 or infinite is a limit: sigma is known
+    there, drift and diffusion need not be. `knots` are the times that have only one-sided derivatives
+    (those from the right are used); quadrature should split there. Methods take numbers, arrays or tensors and
     raise ValueError outside the interval. Source: section 2, in the notation of Karras et al. (2022), eq. 4.
     """
 
@@ -23,7 +23,7 @@ class Process:
         if not self.t_min < self.t_max:
             raise ValueError(f"t_min = {t_min} is not below t_max = {t_max}; pass an interval of time")
         self._s, self._sigma, self._t = s, sigma, t_of_sigma
-        self.knots = as_float64("knots", [] if knots is None else knots)
+        self.knots = as_float64("knots", [] if knots is None else knots).clone()
 
     def __repr__(self):
         return f"Process({self.name!r}, t in [{self.t_min:g}, {self.t_max:g}])"

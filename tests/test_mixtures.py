@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from entropic import mixtures
 from entropic.mixtures import GaussianMixture
 
 SIGMA = 0.5
@@ -280,3 +281,166 @@ def test_bad_input_is_named(words):
     with pytest.raises(ValueError) as error:
         BAD[words]()
     assert words in str(error.value)
+
+
+# The fast routes against the plain formulas
+
+
+def _plain(mixture, x, sigma):
+    """log(weight_k N(x; mean_k, C_k + sigma^2 I)), and sum_k gamma_k (mean_k + C_k (C_k + sigma^2 I)^-1 (x - mean_k)).
+
+    By Cholesky factors of whole matrices, for one level after the other.
+    """
+    sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).expand(len(x))
+    within, eye = _component_covariance(mixture), torch.eye(mixture.dim, dtype=torch.float64)
+    terms, denoised = x.new_zeros(len(x), len(mixture.weights)), torch.zeros_like(x)
+    for level in sigma.unique():
+        rows = sigma == level
+        gap = x[rows] - mixture.means[:, None]  # (K, rows, D)
+        factor = torch.linalg.cholesky(within + level.square() * eye)
+        white = torch.linalg.solve_triangular(factor, gap.mT, upper=False).square().sum(1)
+        log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)[:, None]
+        joint = mixture.weights.log()[:, None] - (white + log_det + mixture.dim * math.log(2 * math.pi)) / 2
+        pull = (within @ torch.cholesky_solve(gap.mT, factor)).mT
+        terms[rows] = joint.T
+        denoised[rows] = (joint.softmax(0)[:, :, None] * (mixture.means[:, None] + pull)).sum(0)
+    return terms, denoised
+
+
+def _shapes():
+    """Rank 0, r < D and D; point masses; D = 1 and D = 784."""
+    g = _generator(5)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    line, square = normal(6, 1), normal(3, 4, 4)
+    wide, factors = normal(5, 784), 0.3 * normal(5, 784, 3)
+    return {
+        "line, points": GaussianMixture.points(line),
+        "line, widths": GaussianMixture.isotropic(line, torch.linspace(0.05, 0.4, 6)),
+        "line, full": GaussianMixture.full(line, 0.1 + normal(6, 1, 1).square()),
+        "plane of 4, full": GaussianMixture.full(normal(3, 4), square @ square.mT, [0.2, 0.3, 0.5]),
+        "784, points": GaussianMixture.points(wide),
+        "784, isotropic": GaussianMixture.isotropic(wide, 0.2),
+        "784, low rank": GaussianMixture.low_rank(wide, factors, 0.05),
+    }
+
+
+SHAPES = _shapes()
+
+
+# Tolerances: numbers of order D with condition numbers up to 1e4 (noise 0.05^2 against 1), each rounded at 1e-16.
+@pytest.mark.parametrize("levels", ["low", "middle", "high", "one a row"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_fast_routes_agree_with_the_plain_formulas(name, levels):
+    mixture, g = SHAPES[name], _generator(6)
+    rows = torch.tensor([0.1, 0.7, 30.0], dtype=torch.float64).repeat(4)
+    sigma = {"low": 0.05, "middle": 0.5, "high": 20.0, "one a row": rows}[levels]
+    noise = torch.randn(12, mixture.dim, generator=g, dtype=torch.float64)
+    x = mixture.sample(12, g) + torch.as_tensor(sigma).reshape(-1, 1) * noise
+    terms, denoised = _plain(mixture, x, sigma)
+    scale = float(terms.abs().max())
+    torch.testing.assert_close(mixture.log_density(x, sigma), terms.logsumexp(1), rtol=0, atol=1e-13 * scale)
+    torch.testing.assert_close(
+        mixture.responsibilities(x, sigma), terms.softmax(1), rtol=0, atol=1e-13 * scale
+    )
+    torch.testing.assert_close(mixture.denoiser(x, sigma), denoised, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name, mixture in SHAPES.items() if mixture.dim < 784])
+def test_posterior_variance_is_the_trace_of_the_covariance(name):
+    mixture, g = SHAPES[name], _generator(10)
+    for sigma in (0.05, 20.0, torch.tensor([0.1, 0.7, 30.0], dtype=torch.float64).repeat(4)):
+        noise = torch.randn(12, mixture.dim, generator=g, dtype=torch.float64)
+        x = mixture.sample(12, g) + torch.as_tensor(sigma).reshape(-1, 1) * noise
+        trace = mixture.posterior_covariance(x, sigma).diagonal(dim1=1, dim2=2).sum(1)
+        torch.testing.assert_close(mixture.posterior_variance(x, sigma), trace, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("line")])
+def test_eps2_is_the_average_of_the_posterior_variance(name):
+    mixture = SHAPES[name]
+    for sigma in (0.01, 0.3, 50.0):
+        x, weight = mixture.quadrature(sigma)
+        plain = weight @ (mixture.log_density(x, sigma).exp() * mixture.posterior_variance(x, sigma))
+        torch.testing.assert_close(mixture.eps2(sigma), plain, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.1, 0.5, 5.0, torch.logspace(-2, 1, 300, dtype=torch.float64)])
+def test_loop_and_single_product_give_the_same_denoiser_and_score(sigma, monkeypatch):
+    """Which of the two runs depends on how many (row, component) pairs matter; no value may depend on it."""
+    g = _generator(7)
+    factors = torch.randn(10, 80, 4, generator=g, dtype=torch.float64)
+    means = torch.randn(10, 80, generator=g, dtype=torch.float64)
+    mixture = GaussianMixture.low_rank(means, factors, 0.01)
+    noise = torch.randn(300, 80, generator=g, dtype=torch.float64)
+    x = mixture.sample(300, g) + torch.as_tensor(sigma).reshape(-1, 1) * noise
+    found = {}
+    for way, share in {"product": -1.0, "loop": 2.0}.items():
+        monkeypatch.setattr(mixtures, "_SHARE", share)
+        found[way] = mixture.denoiser(x, sigma), mixture.score(x, sigma)
+    for product, loop in zip(*found.values(), strict=True):
+        torch.testing.assert_close(product, loop, rtol=0, atol=1e-13 * float(loop.abs().max()))
+
+
+def _kernels(case):
+    g = _generator(8)
+    n = 3000
+    centres = torch.randn(n, generator=g, dtype=torch.float64)
+    weights = None
+    if case == "clusters":
+        centres = (centres * 1e-3) + torch.randint(-3, 4, (n,), generator=g).double()
+    elif case == "repeated":
+        centres = (centres * 4).round() / 4
+    elif case == "unequal weights":
+        weights = (20 * torch.rand(n, generator=g, dtype=torch.float64)).exp()
+        weights = weights / weights.sum()
+    elif case == "few":
+        centres = centres[:64]
+    return GaussianMixture.isotropic(centres, 0.01, weights)
+
+
+# In the tails the exponent is up to 1e9 nats and its rounding is 1e-16 of it, for both formulas.
+@pytest.mark.parametrize("case", ["plain", "clusters", "repeated", "unequal weights", "few"])
+@pytest.mark.parametrize("sigma", [0.0, 0.02, 3.0])
+def test_window_of_a_kernel_density_gives_the_whole_sum(case, sigma):
+    kernel = _kernels(case)
+    x = torch.cat([torch.linspace(-6, 6, 500).double(), torch.tensor([-5e2, -40.0, 40.0, 3e2]).double()])
+    x = torch.cat([x, kernel.means[::7, 0]])[
+        torch.randperm(504 + len(kernel.means[::7]), generator=_generator(9))
+    ]
+    whole = kernel._joint(x[:, None], torch.tensor([sigma], dtype=torch.float64))[0].logsumexp(1)
+    torch.testing.assert_close(kernel.log_density(x[:, None], sigma), whole, rtol=4e-15, atol=4e-14)
+    assert len(kernel.log_density(x[:0, None], sigma)) == 0
+
+
+def test_window_of_a_kernel_density_is_right_in_extreme_tails():
+    """Against forty digits, at points up to 50,000 widths away from every sample."""
+    mpmath = pytest.importorskip("mpmath")
+    kernel = _kernels("unequal weights")
+    centres = [mpmath.mpf(c) for c in kernel.means[:, 0].tolist()]
+    weights = [mpmath.mpf(w) for w in kernel.weights.tolist()]
+    x = torch.tensor([-500.0, -6.0, -3.7, 0.1, 3.9, 8.0, 120.0], dtype=torch.float64)
+    with mpmath.workdps(40):
+        width = mpmath.sqrt(mpmath.mpf(kernel.noise[0].item()))
+        exact = []
+        for point in x.tolist():
+            terms = [
+                w * mpmath.exp(-(((point - c) / width) ** 2) / 2)
+                for w, c in zip(weights, centres, strict=True)
+            ]
+            exact.append(float(mpmath.log(mpmath.fsum(terms) / width / mpmath.sqrt(2 * mpmath.pi))))
+    found = kernel.log_density(x[:, None])
+    torch.testing.assert_close(found, torch.tensor(exact, dtype=torch.float64), rtol=2e-15, atol=2e-14)
+
+
+def test_a_mixture_keeps_copies_of_what_it_was_made_from():
+    means, weights = torch.tensor([[-1.0], [1.0]]).double(), torch.tensor([0.3, 0.7]).double()
+    noise, basis = torch.tensor([0.1, 0.1]).double(), torch.ones(2, 1, 1).double()
+    eigenvalues, x = torch.tensor([[0.2], [0.3]]).double(), torch.linspace(-2, 2, 5).double()[:, None]
+    mixture = GaussianMixture(weights, means, noise, basis, eigenvalues)
+    before = mixture.denoiser(x, 0.5)
+    for tensor in (means, weights, noise, basis, eigenvalues):
+        tensor.mul_(3)
+    assert torch.equal(mixture.denoiser(x, 0.5), before)
