@@ -124,12 +124,12 @@ def _from_start(function, work, n, solver, count=256):
     generator = torch.Generator().manual_seed(2**20)
     x = work.data(count, generator)
     x = x + HIGH * torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    return function(work.denoiser, x, n, sigma_min=LOW, sigma_max=HIGH)
+    return function(n, work.denoiser, x, sigma_min=LOW, sigma_max=HIGH)
 
 
 def _from_data(function, work, n, solver, count=256):
     generator = torch.Generator().manual_seed(2**20)
-    return function(work.denoiser, work.data(count, generator), n, generator, sigma_min=LOW, sigma_max=HIGH)
+    return function(n, work.denoiser, work.data(count, generator), generator, sigma_min=LOW, sigma_max=HIGH)
 
 
 # Name -> function(work, n, solver) of sigmas, or of `rivals.Placed`. All keep to LOW and HIGH but "simple" and "Beta",
@@ -145,7 +145,7 @@ RIVALS = {
     "Laplace": lambda work, n, solver: rivals.laplace_sigmas(n, LOW, HIGH),
     "entropic": lambda work, n, solver: entropic_sigmas(n, work.curve, LOW, HIGH),
     "rescaled": lambda work, n, solver: rescaled_sigmas(n, work.curve, LOW, HIGH),
-    "AYS": lambda work, n, solver: rivals.ays_sigmas(work.curve, n, LOW, HIGH),
+    "AYS": lambda work, n, solver: rivals.ays_sigmas(n, work.curve, LOW, HIGH),
     "DMN": lambda work, n, solver: rivals.dmn_sigmas(n, LOW, HIGH),
     # its fine grid has 61 levels, of which it takes n: more where more are asked for
     "GITS": lambda work, n, solver: _from_start(
