@@ -35,9 +35,13 @@ class Model:
         if not callable(denoiser):
             raise ValueError(f"denoiser = {denoiser!r}; pass a function denoiser(x, sigma)")
         if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
-            what = f"a {x.dtype} tensor of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else repr(x)
+            kind = (
+                f"{x.dtype} tensor of shape {tuple(x.shape)}"
+                if isinstance(x, torch.Tensor)
+                else type(x).__name__
+            )
             raise ValueError(
-                f"{name} = {what}; pass a real floating tensor (N, ...), at least one row of one entry"
+                f"{name} = a {kind}; pass a real floating tensor (N, ...), at least one row of one entry"
             )
         x = _check.check_finite(name, x.detach())
         self.denoiser, self.calls = denoiser, 0

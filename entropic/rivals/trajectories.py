@@ -99,14 +99,13 @@ def oss_sigmas(
         answers = {}
         for i, state in reached.items():
             answers[i] = model(state, sigmas[i]) if step else denoised[0]
-            later = torch.arange(max(first, i + 1), last + 1)
-            for some in later.split(max(1, _CHUNK // state.numel())):
-                landed = _jump(state, answers[i], sigmas[i], grid[some])
-                missed = teacher[some[0] : some[-1] + 1] - landed
+            start, stride = max(first, i + 1), max(1, _CHUNK // state.numel())
+            for part in (slice(at, min(at + stride, last + 1)) for at in range(start, last + 1, stride)):
+                missed = teacher[part] - _jump(state, answers[i], sigmas[i], grid[part])
                 error = missed.flatten(1).square().double().mean(1).cpu()
-                nearer = error < least[some]
-                least[some] = torch.where(nearer, error, least[some])
-                choice[some] = torch.where(nearer, i, choice[some])
+                nearer = error < least[part]
+                least[part] = torch.where(nearer, error, least[part])
+                choice[part] = torch.where(nearer, i, choice[part])
         _check.check_finite("the denoiser's error", least[first : last + 1])
         choices.append(choice.tolist())
         reached = {
