@@ -11,59 +11,59 @@ from entropic.noise import edm, vp_cosine, vp_linear
 
 
 def edm_sigmas(n, sigma_min=0.002, sigma_max=80.0, rho=7.0):
-    """Uniform in sigma^(1 / rho). Source: Karras et al. (2022), eq. 5."""
+    """EDM: the levels are uniform in sigma^(1 / rho). Source: Karras et al. (2022), eq. 5."""
     rho = positive("rho", rho)
     return uniform_in(n, sigma_min, sigma_max, lambda sigma: sigma ** (1 / rho), lambda tau: tau**rho)
 
 
 def linear_sigmas(n, sigma_min=0.002, sigma_max=80.0):
-    """Uniform in sigma: the standard time of the EDM process."""
+    """The levels are uniform in sigma, which is the standard time of the EDM process."""
     return uniform_sigmas(n, edm(), sigma_min, sigma_max)
 
 
 def log_sigmas(n, sigma_min=0.002, sigma_max=80.0):
-    """Uniform in log sigma: a geometric sequence."""
+    """The levels are uniform in log sigma: they form a geometric sequence."""
     return uniform_in(n, sigma_min, sigma_max, torch.log, torch.exp)
 
 
 def cosine_sigmas(n, sigma_min=0.002, sigma_max=80.0):
-    """Uniform in the time of the cosine process (Nichol and Dhariwal 2021)."""
+    """The levels are uniform in the time of the cosine process (Nichol and Dhariwal 2021)."""
     return uniform_sigmas(n, vp_cosine(), sigma_min, sigma_max)
 
 
 def vp_sigmas(n, sigma_min=0.002, sigma_max=80.0, beta_d=19.9, beta_min=0.1):
-    """Uniform in the time of the linear VP process (Song et al. 2021)."""
+    """The levels are uniform in the time of the linear VP process (Song et al. 2021)."""
     return uniform_sigmas(n, vp_linear(beta_d, beta_min), sigma_min, sigma_max)
 
 
 def arctan_sigmas(n, sigma_min=0.002, sigma_max=80.0, c=1.0):
-    """Uniform in arctan(sigma / c): optimal for data N(0, c^2 I). Source: eq. 6, Theorem C.1."""
+    """The levels are uniform in arctan(sigma / c), optimal for data N(0, c^2 I). Source: eq. 6, Theorem C.1."""
     c = positive("c", c)
     return uniform_in(n, sigma_min, sigma_max, lambda sigma: (sigma / c).atan(), lambda tau: c * tau.tan())
 
 
 def entropic_sigmas(n, curve, sigma_min=0.002, sigma_max=80.0):
-    """Uniform in the conditional entropy of an `ErrorCurve`. Source: section 5.3."""
+    """The levels are uniform in the conditional entropy of an `ErrorCurve`. Source: section 5.3."""
     return time_sigmas(n, curve.entropic(), sigma_min, sigma_max)
 
 
 def rescaled_sigmas(n, curve, sigma_min=0.002, sigma_max=80.0):
-    """Uniform in the rescaled entropy of an `ErrorCurve`. Source: section 5.3."""
+    """The levels are uniform in the rescaled entropy of an `ErrorCurve`. Source: section 5.3."""
     return time_sigmas(n, curve.rescaled(), sigma_min, sigma_max)
 
 
 def spectral_sigmas(n, curve, amplitudes, sigma_min=0.002, sigma_max=80.0):
-    """Uniform in the spectral rescaled entropy of an `ErrorCurve` with directions. Source: section 5.4."""
+    """The levels are uniform in the spectral rescaled entropy of a curve with directions. Source: section 5.4."""
     return time_sigmas(n, curve.spectral(amplitudes), sigma_min, sigma_max)
 
 
 def time_sigmas(n, time, sigma_min=0.002, sigma_max=80.0):
-    """Uniform in any `Time`. Source: Algorithm 1."""
+    """The levels are uniform in any `Time`. Source: Algorithm 1."""
     return ending_in_zero(time.place(n, sigma_min, sigma_max))
 
 
 def uniform_sigmas(n, process, sigma_min=0.002, sigma_max=80.0):
-    """Uniform in a process's own t: the "standard time" of the paper."""
+    """The levels are uniform in the own t of a process, the "standard time" of the paper."""
     return uniform_in(n, sigma_min, sigma_max, process.t, process.sigma)
 
 
@@ -74,7 +74,7 @@ def uniform_in(n, sigma_min, sigma_max, forward, backward):
     start, end = forward(as_float64("sigma", [high, low])).tolist()
     share = torch.linspace(0.0, 1.0, n, dtype=torch.float64)
     sigma = backward(start + share * (end - start))
-    # The ends are meant exactly, not to rounding.
+    # Rounding must not move the ends.
     sigma[0], sigma[-1] = high, low
     return ending_in_zero(sigma)
 

@@ -23,16 +23,15 @@ from entropic.rivals import (
     dmn_sigmas,
     gits_sigmas,
     klub,
-    klub_sigmas,
     laplace_sigmas,
     marginal_entropy_rate,
     marginal_entropy_sigmas,
     oss_sigmas,
-    polyexponential_sigmas,
     sharpeuler_sigmas,
     simple_sigmas,
     vp_table,
 )
+from entropic.rivals.model import cheapest_path
 from entropic.schedules import arctan_sigmas, edm_sigmas, entropic_sigmas, log_sigmas
 
 F64 = torch.float64
@@ -71,19 +70,17 @@ def _pair_curve(n=400):
 X = 80 * _normal(16, 2)
 X0 = PLANE.sample(64, _generator(1))
 RIVALS = {
-    "polyexponential": lambda n: polyexponential_sigmas(n, rho=1.5),
     "laplace": laplace_sigmas,
     "simple": simple_sigmas,
     "beta": beta_sigmas,
-    "ays": lambda n: ays_sigmas(_gaussian_curve(), n),
-    "klub": lambda n: klub_sigmas(_gaussian_curve(), n, levels=100),
+    "ays": lambda n: ays_sigmas(n, _gaussian_curve()),
     "dmn": dmn_sigmas,
-    "gits": lambda n: gits_sigmas(PLANE.denoiser, X, n, levels=20),
-    "oss": lambda n: oss_sigmas(PLANE.denoiser, X, n, levels=20),
-    "sharpeuler": lambda n: sharpeuler_sigmas(PLANE.denoiser, X, n, levels=40),
-    "cos": lambda n: cos_sigmas(PLANE.denoiser, X0, n, _generator(), levels=20),
-    "crs": lambda n: crs_sigmas(PLANE.denoiser, X0, n, _generator(), levels=40),
-    "marginal": lambda n: marginal_entropy_sigmas(PLANE.denoiser, X0, n, _generator(), levels=40),
+    "gits": lambda n: gits_sigmas(n, PLANE.denoiser, X, levels=20),
+    "oss": lambda n: oss_sigmas(n, PLANE.denoiser, X, levels=20),
+    "sharpeuler": lambda n: sharpeuler_sigmas(n, PLANE.denoiser, X, levels=40),
+    "cos": lambda n: cos_sigmas(n, PLANE.denoiser, X0, _generator(), levels=20),
+    "crs": lambda n: crs_sigmas(n, PLANE.denoiser, X0, _generator(), levels=40),
+    "marginal": lambda n: marginal_entropy_sigmas(n, PLANE.denoiser, X0, _generator(), levels=40),
 }
 WITH_CALLS = {"gits", "oss", "sharpeuler", "cos", "crs", "marginal"}
 OWN_ENDS = {"laplace": (0.0031, 80), "simple": (0.05, 157.5), "beta": (0.009, 157.5), "oss": (LOW, HIGH)}
@@ -104,15 +101,6 @@ def test_every_rival_descends_over_its_range_and_ends_in_zero(name, n):
 
 
 # Formulas and tables
-
-
-def test_polyexponential_ramps_in_log_sigma():
-    for rho in (0.5, 1.0, 3.0):
-        sigmas = polyexponential_sigmas(9, 0.01, 50.0, rho)
-        ramp = torch.linspace(1, 0, 9, dtype=F64) ** rho
-        expected = math.log(0.01) + ramp * math.log(50 / 0.01)
-        assert torch.allclose(sigmas[:-1].log(), expected, rtol=0, atol=1e-12)
-    assert torch.allclose(polyexponential_sigmas(9), log_sigmas(9), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("n", "mu", "b"), [(12, 0.0, 0.5), (41, -0.5, 0.3)])
@@ -160,6 +148,32 @@ def test_beta_has_fewer_levels_once_entries_repeat():
 
 
 # Align Your Steps
+
+
+def _least_klub(curve, n, low=LOW, high=HIGH, levels=400):
+    """The grid of the least `klub`: a dynamic programme over even candidates, then over shrinking windows."""
+
+    time = curve.entropic()
+
+    def cost(before, after):
+        before, after = before[..., :, None], after[..., None, :]
+        eps2 = time.rate_at(before) * before**3
+        bound = eps2 / 2 * (after**-2 - before**-2) - time.phi_at(before) + time.phi_at(after)
+        return torch.where(before > after, bound, math.inf)
+
+    grid = log_sigmas(levels, low, high)[:-1]
+    sigma = grid[cheapest_path([cost(grid, grid)] * (n - 1))]
+    width, window, value = math.log(grid[0] / grid[1]), torch.linspace(-1, 1, 9, dtype=F64), math.inf
+    while width > 1e-8:
+        tried = (sigma[:, None].log() + width * window).exp().clamp(grid[-1], grid[0])
+        tried[0], tried[-1] = grid[0], grid[-1]
+        best = cheapest_path(cost(tried[:-1], tried[1:]))
+        sigma = tried[torch.arange(n), best]
+        before, value = value, klub(curve, torch.cat([sigma, torch.zeros(1, dtype=F64)])).item()
+        # The window shrinks once no level leaves it for a gain above rounding.
+        if ((best > 0) & (best < 8))[1:-1].all() or not value < before * (1 - 1e-12):
+            width /= 3
+    return torch.cat([sigma, torch.zeros(1, dtype=F64)])
 
 
 def test_klub_of_gaussian_data_is_the_integral_of_its_definition():
@@ -211,7 +225,7 @@ def test_klub_bounds_the_divergence_of_stochastic_ddim():
 def test_the_least_klub_of_gaussian_data_is_uniform_in_entropic_time(n, c):
     # With y = 1/c^2 + 1/sigma^2 the bound is dim / 2 (sum of ratios - steps - log of their product): all ratios equal.
     curve = _gaussian_curve(c, dim=2)
-    found = klub_sigmas(curve, n)
+    found = _least_klub(curve, n)
     y = torch.logspace(math.log10(c**-2 + HIGH**-2), math.log10(c**-2 + LOW**-2), n, dtype=F64)
     exact = (y - c**-2).rsqrt()
     # A minimum is flat: the interpolation's 1e-7 of the bound leaves some 1e-4 of the levels.
@@ -236,7 +250,7 @@ def test_the_least_klub_has_the_density_of_small_steps():
     )
     worst = []
     for n in (17, 33):
-        found = klub_sigmas(curve, n, 0.05, 20.0)[:-1]
+        found = _least_klub(curve, n, 0.05, 20.0)[:-1]
         at = np.interp(found.log().numpy(), sigma.log().numpy(), (count / count[-1]).numpy())
         worst.append(np.abs(at - np.linspace(1, 0, n)).max())
     assert worst[1] < 0.02
@@ -247,9 +261,9 @@ def test_the_least_klub_has_the_density_of_small_steps():
 def test_coordinate_descent_comes_near_the_least_klub(n):
     cases = [(_gaussian_curve(), LOW, HIGH), (_pair_curve(), 0.05, 20.0)]
     for curve, low, high in cases if n < 41 else cases[1:]:
-        found = ays_sigmas(curve, n, low, high)
+        found = ays_sigmas(n, curve, low, high)
         least, reached, start = (
-            klub(curve, s) for s in (klub_sigmas(curve, n, low, high), found, edm_sigmas(n, low, high))
+            klub(curve, s) for s in (_least_klub(curve, n, low, high), found, edm_sigmas(n, low, high))
         )
         assert least <= reached * (1 + 1e-9) and reached < start
         # Measured: 1 to 8 % above the least with 11 candidates.
@@ -264,10 +278,10 @@ def test_coordinate_descent_comes_near_the_least_klub(n):
 
 def test_other_numbers_of_levels_are_interpolated_in_log_sigma():
     curve = _gaussian_curve()
-    grid = ays_sigmas(curve, 11)
-    assert torch.allclose(ays_sigmas(curve, 6), torch.cat([grid[:-1:2], grid[-1:]]), rtol=1e-12)
-    fine = ays_sigmas(curve, 21, stages=2)
-    assert torch.allclose(ays_sigmas(curve, 41, stages=2)[:-1:2], fine[:-1], rtol=1e-12)
+    grid = ays_sigmas(11, curve)
+    assert torch.allclose(ays_sigmas(6, curve), torch.cat([grid[:-1:2], grid[-1:]]), rtol=1e-12)
+    fine = ays_sigmas(21, curve, stages=2)
+    assert torch.allclose(ays_sigmas(41, curve, stages=2)[:-1:2], fine[:-1], rtol=1e-12)
 
 
 # DMN
@@ -355,7 +369,7 @@ def test_gits_is_the_cheapest_of_all_choices(n, discount):
 
     every = [(0, *inside, levels - 1) for inside in itertools.combinations(range(1, levels - 1), n - 2)]
     best = min(every, key=total)
-    placed = gits_sigmas(PLANE.denoiser, X, n, levels=levels, discount=discount)
+    placed = gits_sigmas(n, PLANE.denoiser, X, levels=levels, discount=discount)
     assert placed.sigmas.tolist() == [grid[i] for i in best] + [0]
     assert placed.calls == len(X) * (levels - 1)
 
@@ -371,7 +385,7 @@ def test_oss_with_two_steps_is_the_best_of_all_choices(seed):
     x, levels = 80 * _normal(8, 2, seed=seed), 12
     grid = edm_sigmas(levels).tolist()
     end = _teacher(x, grid)[0][-1]
-    placed = oss_sigmas(PLANE.denoiser, x, 2, levels=levels)
+    placed = oss_sigmas(2, PLANE.denoiser, x, levels=levels)
     errors = {i: (_student(x, [grid[0], grid[i], 0.0]) - end).square().mean() for i in range(1, levels)}
     assert placed.sigmas.tolist() == [grid[0], grid[min(errors, key=errors.get)], 0]
     assert placed.calls == 8 * (levels + levels - 1)
@@ -392,7 +406,7 @@ def test_oss_keeps_the_nearest_state_at_every_level(n, seed):
         remaining = n - step - 1
         ends = range(step + 1, levels - remaining + 1) if remaining else [levels]
         kept = {j: min(((*path, j) for i, path in kept.items() if i < j), key=error) for j in ends}
-    placed = oss_sigmas(PLANE.denoiser, x, n, levels=levels)
+    placed = oss_sigmas(n, PLANE.denoiser, x, levels=levels)
     assert placed.sigmas.tolist() == [grid[i] for i in kept[levels]]
     assert placed.calls == levels + (n - 1) * (levels - n + 1)
     every = [(0, *inside, levels) for inside in itertools.combinations(range(1, levels), n - 1)]
@@ -430,7 +444,7 @@ def test_cos_has_equal_work_in_every_step_of_gaussian_data(c):
     calls = []
     error = []
     for levels in (64, 128):
-        placed = cos_sigmas(_gaussian(c), x0, 12, _generator(2), levels=levels)
+        placed = cos_sigmas(12, _gaussian(c), x0, _generator(2), levels=levels)
         share = _shares(placed, lambda s: (s / c).asinh() - s / (s.square() + c**2).sqrt())
         error.append((share - _even(12)).abs().max().item())
         calls.append(placed.calls)
@@ -441,7 +455,7 @@ def test_cos_has_equal_work_in_every_step_of_gaussian_data(c):
 
 def test_cos_takes_its_state_from_the_noisy_end_and_its_factor_from_the_other():
     c, levels = 0.5, 6
-    placed = cos_sigmas(_gaussian(c), c * _normal(4000, 4), 9, _generator(2), levels=levels, rounds=1)
+    placed = cos_sigmas(9, _gaussian(c), c * _normal(4000, 4), _generator(2), levels=levels, rounds=1)
     grid = edm_sigmas(levels)[:-1]
     variance = c**2 + grid.square()
     work = grid[1:] * variance[:-1].sqrt() * (1 / variance[1:] - 1 / variance[:-1])
@@ -462,18 +476,18 @@ def test_cos_in_the_frame_of_a_process():
         variance = s2 * (c**2 + sigma.square())
         return s2.sqrt() * sigma * 2 * sigma * (1 - c**2) * s2.square() / variance**1.5
 
-    placed = cos_sigmas(_gaussian(c), x0, 12, _generator(2), process=vp_linear(), levels=128)
+    placed = cos_sigmas(12, _gaussian(c), x0, _generator(2), process=vp_linear(), levels=128)
     assert (_shares(placed, _quadrature(density)) - _even(12)).abs().max() < 3 * 0.006 + 0.5 / 128
     still = torch.zeros_like(x0)
     with pytest.raises(ValueError, match="does not change"):
-        cos_sigmas(lambda x, sigma: x, still, 4, _generator(), levels=5)
+        cos_sigmas(4, lambda x, sigma: x, still, _generator(), levels=5)
 
 
 @pytest.mark.parametrize("c", [0.5, 2.0])
 def test_crs_changes_the_denoised_data_of_gaussians_at_a_constant_rate(c):
     # D = c (cos^2 a x0 + cos a sin a z) for unit x0 and z moves on a circle: equal steps of a = arctan(sigma / c).
     x0 = c * _normal(4000, 4, seed=5)
-    placed = crs_sigmas(_gaussian(c), x0, 12, _generator(6))
+    placed = crs_sigmas(12, _gaussian(c), x0, _generator(6))
     share = _shares(placed, lambda s: (s / c).atan())
     # Moments of 16,000 numbers: 1 % for each of the three that enter, under a root.
     assert (share - _even(12)).abs().max() < 0.015 + 0.5 / 128
@@ -489,7 +503,7 @@ def test_crs_follows_its_power_of_the_rate(xi):
         signal = 2 * sigma / (1 + sigma.square()).square()
         return signal * (c / (c**2 + sigma.square()) / signal) ** xi
 
-    placed = crs_sigmas(_gaussian(c), x0, 12, _generator(6), xi=xi, levels=256)
+    placed = crs_sigmas(12, _gaussian(c), x0, _generator(6), xi=xi, levels=256)
     assert (_shares(placed, _quadrature(density)) - _even(12)).abs().max() < 0.015 * max(xi, 1) + 0.5 / 128
 
 
@@ -506,13 +520,13 @@ def test_sharpeuler_follows_the_curvature_of_gaussian_paths(frame, c):
 
     x, error = 80 * _normal(3, 5), []
     for levels in (100, 200, 400):
-        placed = sharpeuler_sigmas(_gaussian(c), x, 12, process=process, levels=levels, window=1)
+        placed = sharpeuler_sigmas(12, _gaussian(c), x, process=process, levels=levels, window=1)
         assert placed.calls == 3 * levels
         error.append((_shares(placed, _quadrature(density)) - _even(12)).abs().max().item())
     # The pilot run is Euler's: order 1.
     assert error[2] < 0.01
     assert error[1] / error[2] == pytest.approx(2, rel=0.2)
-    smoothed = sharpeuler_sigmas(_gaussian(c), x, 12, process=process, levels=400, window=5)
+    smoothed = sharpeuler_sigmas(12, _gaussian(c), x, process=process, levels=400, window=5)
     assert (_shares(smoothed, _quadrature(density)) - _even(12)).abs().max() < 0.02
 
 
@@ -571,7 +585,7 @@ def test_hutchinson_agrees_with_the_exact_divergence():
 def test_clamping_leaves_the_noisy_half_of_gaussian_data_without_levels():
     # With flow matching the rate towards the data is negative above sigma = c^2.
     c, dim = 0.5, 4
-    placed = marginal_entropy_sigmas(_gaussian(c), _normal(10, dim), 12, _generator(), levels=2001)
+    placed = marginal_entropy_sigmas(12, _gaussian(c), _normal(10, dim), _generator(), levels=2001)
     assert placed.calls == 10 * 2001 * 2
     share = _shares(
         placed,
@@ -581,19 +595,19 @@ def test_clamping_leaves_the_noisy_half_of_gaussian_data_without_levels():
     assert placed.sigmas[1] < c**2
     assert (share - _even(12)).abs().max() < 1e-3
     with pytest.raises(ValueError, match="marginal entropy falls"):
-        marginal_entropy_sigmas(_gaussian(c), _normal(10, dim), 12, _generator(), process=edm())
+        marginal_entropy_sigmas(12, _gaussian(c), _normal(10, dim), _generator(), process=edm())
 
 
 # What all share
 
 
 MODELS = {
-    "gits": lambda d, x, **o: gits_sigmas(d, 80 * x, 5, levels=9, **o),
-    "oss": lambda d, x, **o: oss_sigmas(d, 80 * x, 3, levels=9, **o),
-    "sharpeuler": lambda d, x, **o: sharpeuler_sigmas(d, 80 * x, 5, levels=9, **o),
-    "cos": lambda d, x, **o: cos_sigmas(d, x, 5, _generator(), levels=9, **o),
-    "crs": lambda d, x, **o: crs_sigmas(d, x, 5, _generator(), levels=9, **o),
-    "marginal": lambda d, x, **o: marginal_entropy_sigmas(d, x, 5, _generator(), levels=9, **o),
+    "gits": lambda d, x, **o: gits_sigmas(5, d, 80 * x, levels=9, **o),
+    "oss": lambda d, x, **o: oss_sigmas(3, d, 80 * x, levels=9, **o),
+    "sharpeuler": lambda d, x, **o: sharpeuler_sigmas(5, d, 80 * x, levels=9, **o),
+    "cos": lambda d, x, **o: cos_sigmas(5, d, x, _generator(), levels=9, **o),
+    "crs": lambda d, x, **o: crs_sigmas(5, d, x, _generator(), levels=9, **o),
+    "marginal": lambda d, x, **o: marginal_entropy_sigmas(5, d, x, _generator(), levels=9, **o),
 }
 
 
@@ -649,8 +663,7 @@ def test_one_level_is_refused(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: polyexponential_sigmas(5, 1.0, 1.0), "sigma_min = 1"),
-        (lambda: polyexponential_sigmas(5, rho=0), "rho = 0"),
+        (lambda: laplace_sigmas(5, 1.0, 1.0), "sigma_min = 1"),
         (lambda: laplace_sigmas(5, b=-1), "b = -1"),
         (lambda: laplace_sigmas(5, mu=math.nan), r"mu\[\] = nan"),
         (lambda: vp_table(1), "steps = 1"),
@@ -662,30 +675,29 @@ def test_one_level_is_refused(name):
         (lambda: beta_sigmas(5, alpha=math.nan), r"alpha\[\] = nan"),
         (lambda: klub(_gaussian_curve(), [1.0, 0.0]), "two levels"),
         (lambda: klub(_gaussian_curve(), [1.0, 2.0, 0.0]), "does not descend"),
-        (lambda: ays_sigmas(_pair_curve(), 5), "outside the curve"),
-        (lambda: ays_sigmas(_gaussian_curve(), 5, candidates=0), "candidates = 0"),
-        (lambda: klub_sigmas(_gaussian_curve(), 9, levels=5), "levels = 5"),
+        (lambda: ays_sigmas(5, _pair_curve()), "outside the curve"),
+        (lambda: ays_sigmas(5, _gaussian_curve(), candidates=0), "candidates = 0"),
         (lambda: dmn_sigmas(5, order=0), "order = 0"),
         (lambda: dmn_objective([1.0, 0.0]), "two levels"),
         (lambda: dmn_objective([2.0, 1.0, 0.0], p=math.nan), r"p\[\] = nan"),
-        (lambda: gits_sigmas(PLANE.denoiser, X, 9, levels=5), "levels = 5"),
-        (lambda: gits_sigmas(PLANE.denoiser, X, 5, discount=0), "discount = 0"),
-        (lambda: oss_sigmas(PLANE.denoiser, X, 9, levels=5), "levels = 5"),
-        (lambda: oss_sigmas(PLANE.denoiser, X, 3, sigma_min=90.0), "sigma_min = 90"),
-        (lambda: sharpeuler_sigmas(PLANE.denoiser, X, 5, window=4), "window = 4"),
-        (lambda: sharpeuler_sigmas(PLANE.denoiser, X, 5, power=0), "power = 0"),
-        (lambda: cos_sigmas(PLANE.denoiser, X0, 5, None), "generator = None"),
-        (lambda: cos_sigmas(PLANE.denoiser, X0, 5, _generator(), rounds=0), "rounds = 0"),
-        (lambda: crs_sigmas(PLANE.denoiser, X0, 5, 0), "generator = 0"),
-        (lambda: crs_sigmas(PLANE.denoiser, X0, 5, _generator(), xi=-1), "xi = -1"),
-        (lambda: crs_sigmas(lambda x, s: 0 * x, X0, 5, _generator()), "does not change"),
-        (lambda: marginal_entropy_sigmas(PLANE.denoiser, X0, 5, None), "generator = None"),
+        (lambda: gits_sigmas(9, PLANE.denoiser, X, levels=5), "levels = 5"),
+        (lambda: gits_sigmas(5, PLANE.denoiser, X, discount=0), "discount = 0"),
+        (lambda: oss_sigmas(9, PLANE.denoiser, X, levels=5), "levels = 5"),
+        (lambda: oss_sigmas(3, PLANE.denoiser, X, sigma_min=90.0), "sigma_min = 90"),
+        (lambda: sharpeuler_sigmas(5, PLANE.denoiser, X, window=4), "window = 4"),
+        (lambda: sharpeuler_sigmas(5, PLANE.denoiser, X, power=0), "power = 0"),
+        (lambda: cos_sigmas(5, PLANE.denoiser, X0, None), "generator = None"),
+        (lambda: cos_sigmas(5, PLANE.denoiser, X0, _generator(), rounds=0), "rounds = 0"),
+        (lambda: crs_sigmas(5, PLANE.denoiser, X0, 0), "generator = 0"),
+        (lambda: crs_sigmas(5, PLANE.denoiser, X0, _generator(), xi=-1), "xi = -1"),
+        (lambda: crs_sigmas(5, lambda x, s: 0 * x, X0, _generator()), "does not change"),
+        (lambda: marginal_entropy_sigmas(5, PLANE.denoiser, X0, None), "generator = None"),
         (
-            lambda: marginal_entropy_sigmas(PLANE.denoiser, X0, 5, _generator(), divergence="trace"),
+            lambda: marginal_entropy_sigmas(5, PLANE.denoiser, X0, _generator(), divergence="trace"),
             "divergence = 'trace'",
         ),
         (
-            lambda: marginal_entropy_sigmas(torch.no_grad()(PLANE.denoiser), X0, 5, _generator()),
+            lambda: marginal_entropy_sigmas(5, torch.no_grad()(PLANE.denoiser), X0, _generator()),
             "without gradient",
         ),
     ],
