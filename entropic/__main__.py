@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from entropic import _check, schedules
+from entropic import _check, placement, schedules
 from entropic.curve import ErrorCurve
+from entropic.gaussian import goal_of
 from entropic.saved import load_curve, save_schedule, schedule_text
 
 _PLAIN = {
@@ -96,6 +97,11 @@ def _parser():
         action="store_true",
         help="choose the last level, too, at sigma_min or above: for few steps",
     )
+    add(
+        "--explain",
+        action="store_true",
+        help="say on stderr which method a solver-aware grid was made by, and why",
+    )
     add("--sigma-min", type=float, default=0.002, metavar="S", help="default 0.002")
     add("--sigma-max", type=float, default=80.0, metavar="S", help="default 80")
     add("--out", metavar="FILE.json", help="also save it, with its provenance, for load_schedule")
@@ -122,7 +128,9 @@ def _made(arguments):
             raise ValueError(
                 f"--free-end has no effect on {name}; leave it out, or use {' or '.join(_SOLVER)}"
             )
-    elif arguments.solver is None:
+    if arguments.explain and name != "solver-aware":
+        raise ValueError(f"--explain has no effect on {name}; it tells how solver-aware was chosen")
+    if name in _SOLVER and arguments.solver is None:
         raise ValueError(f"{name} needs --solver: the grid is made for one")
     elif arguments.alpha is not None and not abs(arguments.alpha) <= _LARGEST_ALPHA:
         raise ValueError(
@@ -156,15 +164,13 @@ def _made(arguments):
 
 
 def _solver_aware(arguments, data, low, high, told):
-    from entropic import placement as solver_aware
-
     if None not in (arguments.metric, arguments.alpha):
         raise ValueError(
             f"--metric and --alpha are both given; alpha = {arguments.alpha} replaces the metric"
         )
     alpha = arguments.alpha
     if arguments.metric is None and alpha is None:
-        alpha = solver_aware.FEATURE_ALPHA
+        alpha = placement.DEFAULT.alpha
     told |= {
         "solver": arguments.solver,
         "metric": arguments.metric,
@@ -174,13 +180,26 @@ def _solver_aware(arguments, data, low, high, told):
     what = (arguments.n, arguments.solver, arguments.metric or "w2", low, high)
     how = {"alpha": alpha, "multiplicity": data.multiplicity, "free_end": arguments.free_end}
     if arguments.name == "solver-aware":
-        found = solver_aware.solver_aware_sigmas(data.curve, *what, **how)
+        goal = goal_of(arguments.metric or "w2", alpha)
+        chosen = placement.plan(
+            arguments.n,
+            data.curve,
+            arguments.solver,
+            goal,
+            low,
+            high,
+            multiplicity=data.multiplicity,
+            free_end=arguments.free_end,
+        )
+        if arguments.explain:
+            print(chosen.explain(), file=sys.stderr)
+        told["method"], found = chosen.method, chosen.sigmas
     elif data.variances is None:
         raise ValueError(
             "gaussian-optimal is made for a spectrum; pass --variances or --preset, or use solver-aware"
         )
     else:
-        found = solver_aware.gaussian_optimal_sigmas(data.variances, *what, **how)
+        found = placement.gaussian_optimal_sigmas(data.variances, *what, **how)
     return found, told
 
 

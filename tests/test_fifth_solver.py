@@ -150,7 +150,7 @@ def test_a_stochastic_one_has_its_law_in_one_dimension():
     assert law.kl(one) == pytest.approx(
         gaussian_kl(variance, gaussian_law(variance, sigmas, HALF)).item(), abs=1e-11
     )
-    with pytest.raises(ValueError, match="is deterministic|adds noise"):
+    with pytest.raises(ValueError, match="adds noise"):
         deterministic_law(one, sigmas, HALF)
     with pytest.raises(ValueError, match="without memory"):
         stochastic_law(one, sigmas, solver=RALSTON)

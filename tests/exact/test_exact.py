@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from entropic import exact
-from entropic.gaussian import gaussian_kl, gaussian_law, gaussian_w2
 from entropic import solvers as samplers
+from entropic.gaussian import gaussian_kl, gaussian_law, gaussian_w2
 from entropic.mixtures import GaussianMixture
 from entropic.schedules import arctan_sigmas, edm_sigmas, log_sigmas
 

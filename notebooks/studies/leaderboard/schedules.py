@@ -58,13 +58,13 @@ def _from_start(function, work, n, solver, count=256):
     generator = torch.Generator().manual_seed(2**20)
     x = work.data(count, generator)
     x = x + HIGH * torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    return function(work.denoiser, x, n, sigma_min=LOW, sigma_max=HIGH)
+    return function(n, work.denoiser, x, sigma_min=LOW, sigma_max=HIGH)
 
 
 def _from_data(function, work, n, solver, count=256):
     """The schedule of a search that adds noise to `count` data itself."""
     generator = torch.Generator().manual_seed(2**20)
-    return function(work.denoiser, work.data(count, generator), n, generator, sigma_min=LOW, sigma_max=HIGH)
+    return function(n, work.denoiser, work.data(count, generator), generator, sigma_min=LOW, sigma_max=HIGH)
 
 
 def _gits(work, n, solver):
@@ -86,7 +86,7 @@ RIVALS = {
     "Laplace": lambda work, n, solver: rivals.laplace_sigmas(n, LOW, HIGH),
     "entropic": lambda work, n, solver: entropic_sigmas(n, work.curve, LOW, HIGH),
     "rescaled": lambda work, n, solver: rescaled_sigmas(n, work.curve, LOW, HIGH),
-    "AYS": lambda work, n, solver: rivals.ays_sigmas(work.curve, n, LOW, HIGH),
+    "AYS": lambda work, n, solver: rivals.ays_sigmas(n, work.curve, LOW, HIGH),
     "DMN": lambda work, n, solver: rivals.dmn_sigmas(n, LOW, HIGH),
     "GITS": _gits,
     "OSS": functools.partial(_from_start, functools.partial(rivals.oss_sigmas, levels=100), count=32),

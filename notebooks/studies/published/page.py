@@ -3,12 +3,12 @@
 import math
 
 import numpy as np
-import scipy.stats
 
 from entropic.images import metrics
 from entropic.images.data import paper_table
 from studies.published.filling import fill, gallery, rows, schedules
 from studies.report import draw_montage, read_recorded, save_figure, save_table
+from studies.statistics import student
 
 __all__ = ["beside_paper", "results", "show_gallery", "show_schedules", "show_tables", "verdict"]
 
@@ -40,15 +40,10 @@ def beside_paper(table, found=()):
             row["ours"] = f"{mean:.4g}" + (f" ± {std:.2g}" if len(ours) > 1 else "")
             row["difference"] = f"{mean - row['paper']:+.3g}"
             if len(ours) > 1:
-                width = _student(len(ours)) * std * math.sqrt(1 + 1 / len(ours))
+                width = student(len(ours)) * std * math.sqrt(1 + 1 / len(ours))
                 row["within noise"] = "yes" if abs(mean - row["paper"]) <= width else "no"
         beside.append(row)
     return beside
-
-
-def _student(runs):
-    """Student's 97.5 % quantile for the mean of that many runs."""
-    return float(scipy.stats.t.ppf(0.975, runs - 1))
 
 
 # What the pages show
