@@ -13,7 +13,8 @@ def as_float64(name, value):
     if _complex(value):
         raise ValueError(f"{name} is complex; pass real numbers, say its .real")
     try:
-        tensor = torch.as_tensor(value, dtype=torch.float64)
+        device = value.device if torch.is_tensor(value) else "cpu"  # whatever torch's default device is
+        tensor = torch.as_tensor(value, dtype=torch.float64, device=device)
     except OverflowError as error:
         raise ValueError(f"{name} = {_short(value)} is too large; the largest number is 1.8e308") from error
     except (TypeError, ValueError, RuntimeError) as error:

@@ -465,14 +465,15 @@ def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
     """The smallest deviation that L-BFGS meets from a grid, and its grid; its last level free above `low` if given.
 
     A step in log sigma is at least `least` times the mean, that from a free last level to `low` among them, but for the
-    steps of the grid that it starts from.
+    steps of the grid that it starts from. Two levels never meet: a solver may divide by the step.
     """
+    least = max(least, _LEAST_GAP)
     logs = sigmas[:-1].log().numpy()
     ends = logs if low is None else np.append(logs, math.log(low))
     span, count = ends[0] - ends[-1], len(ends) - 1
     inner = count - 1  # levels that move
     share = -np.diff(ends) / span
-    start = np.log(np.maximum(share - least / count, _LEAST_GAP / count))
+    start = np.log(np.maximum(share - least / count, _LEAST_GAP / count) / (1 - least))
     scale = deviation(logs)[0]
     best = [scale, sigmas]
 
@@ -482,8 +483,7 @@ def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
         grid = logs.copy()
         grid[1 : inner + 1] = ends[0] - span * np.cumsum(least / count + (1 - least) * weight)[:-1]
         value, gradient = deviation(grid)
-        gaps = -np.diff(grid)
-        if value < best[0] and gaps.min() > _LEAST_GAP * gaps.mean():
+        if value < best[0]:
             best[:] = value, ending_in_zero(torch.cat([sigmas[:1], torch.from_numpy(grid[1:]).exp()]))
             if low is None:
                 best[1][-2] = sigmas[-2]  # not to rounding

@@ -21,7 +21,7 @@ def ralston(denoise, x, sigma, sigma_next, denoised, past):
 
 
 def dpmpp_3m(denoise, x, sigma, sigma_next, denoised, past):
-    """DPM-Solver++(3M): a quadratic through three denoised states in log sigma (Lu et al. 2022)."""
+    """Third order: the quadratic in log sigma through three denoised states, integrated exactly."""
     h, shrink = log(sigma / sigma_next), sigma_next / sigma
     result = shrink * x + (1 - shrink) * denoised
     phi2 = 1 - (1 - shrink) / h
@@ -32,7 +32,7 @@ def dpmpp_3m(denoise, x, sigma, sigma_next, denoised, past):
             return result + phi2 * first, 0.0
         r1 = log(past[1][1] / sigma_before) / h
         bend = first - 1 / r1 * (before - past[1][0])
-        result = result + phi2 * (first + r0 / (r0 + r1) * bend) - (phi2 / h - 0.5) / (r0 + r1) * bend
+        result = result + phi2 * (first + r0 / (r0 + r1) * bend) + (1 - 2 * phi2 / h) / (r0 + r1) * bend
     return result, 0.0
 
 
@@ -54,7 +54,7 @@ SPECTRUM = torch.arange(1, 9, dtype=torch.float64) ** -1.5
 
 
 @pytest.mark.parametrize("solver", DETERMINISTIC, **by_name)
-def test_it_samples_at_its_order(solver):
+def test_it_samples_at_second_order(solver):
     x = 10 * torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
 
     def end(n):  # the grid ends high enough that the step to 0 is the same in all runs
@@ -62,8 +62,8 @@ def test_it_samples_at_its_order(solver):
 
     coarse, fine, finest = (end(n) for n in (96, 192, 384))
     rate = ((coarse - fine).abs().max() / (fine - finest).abs().max()).log2().item()
-    # THIRD starts with a step of first and one of second order: from there it is of third order all the same
-    assert solver.order - 0.4 < rate < solver.order + 1.2
+    # THIRD's first step is Euler's, which errs by h^2 once: that is what is left of it for long grids
+    assert abs(rate - 2) < 0.4
     calls = []
     solver.sample(lambda x, s: calls.append(s) or MODES.denoiser(x, s), x, edm_sigmas(7))
     assert len(calls) == solver.calls(7)

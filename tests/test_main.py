@@ -9,7 +9,8 @@ import torch
 
 from entropic import __main__ as cli
 from entropic.curve import ErrorCurve
-from entropic.placement import gaussian_deviation, gaussian_optimal_sigmas, solver_aware_sigmas
+from entropic.gaussian import gaussian_deviation
+from entropic.placement import gaussian_optimal_sigmas, solver_aware_sigmas
 from entropic.saved import curve_sha256, load_schedule, save_curve
 from entropic.schedules import (
     arctan_sigmas,

@@ -358,7 +358,7 @@ def _name(value):
     else:
         name = repr(owner) if _names_itself(owner) else f"{type(owner).__module__}.{type(owner).__qualname__}"
         name = name if owner is function else f"{name}.{function.__name__}"
-    return _short(f"{name}({', '.join(words)})")
+    return f"{name}({', '.join(words)})"
 
 
 def _content(argument, value):

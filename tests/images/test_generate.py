@@ -324,7 +324,7 @@ def _torchrun(folder, count, script, *words, restarts=0):
             *(f"--max-restarts={restarts}", str(script), str(folder), *words),
         ],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

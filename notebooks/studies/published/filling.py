@@ -11,7 +11,8 @@ import time
 import numpy as np
 import torch
 
-from entropic.estimate import amplitudes, curve_from_logvar, estimate, fourier_basis
+from entropic.bases import amplitudes, fourier_basis
+from entropic.estimate import curve_from_logvar, estimate
 from entropic.files import file_sha256, write_atomically
 from entropic.images import metrics
 from entropic.images.data import load_images, to_pixels, to_uint8
