@@ -89,6 +89,7 @@ def _inception(tmp_path_factory):
 def test_distances(name):
     g = torch.Generator().manual_seed(0)
     x, y = (torch.randn(30, 5, generator=g) for _ in range(2))
+    directions = torch.eye(784, 3)
 
     def found():
         a, b = statistics(x.numpy()), moments(y.numpy())
@@ -98,7 +99,7 @@ def test_distances(name):
             distance(x, a),
             metrics.floor(x.numpy(), 10, 0, 2),
             expected_floor(a, 4),
-            metrics.imposed_distance(IMAGES, torch.eye(784, 3), [0.1, 0.2, 0.3]),
+            metrics.imposed_distance(IMAGES, directions, [0.1, 0.2, 0.3]),
         ]
 
     wanted = found()
