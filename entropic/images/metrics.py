@@ -529,6 +529,8 @@ class _EffNet(nn.Module):
         return torch.cat([self._features(part) for part in images.split(32)])
 
     def _features(self, images):
+        if images.stride(1) == 0:
+            images = images[:, :1]  # grey: one channel is resized, and repeated below
         x = images.float()
         x = F.interpolate(x, size=(_EFFNET_SIDE, _EFFNET_SIDE), mode="bilinear", antialias=True)
         x = ((x - 127) / 128).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
