@@ -110,8 +110,8 @@ serve: $(ENVIRONMENT)  ## serve the built book on 127.0.0.1:PORT
 	@echo "http://127.0.0.1:$(PORT)/  (Ctrl-C ends it)"
 	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
 
-bench: $(ENVIRONMENT)  ## print the ratios: placing a grid, exact law against Monte Carlo, log-sigma rule against the left sum
-	$(PY) tests/bench.py
+bench: $(ENVIRONMENT)  ## print ratios of times: this code against commit 56449b1, and exact laws against Monte Carlo (NB=name: a whole notebook, too)
+	$(PY) tests/bench.py $(NB)
 
 lint: $(ENVIRONMENT)  ## ruff: style and format
 	$(PY) -m ruff check .
