@@ -223,7 +223,9 @@ def implied_spectrum(curve, size=96):
     rows = 1 / square + (curve.eps2 / square).max() / total
     scaled = (rows[:, None] / (1 / variances + 1 / square[:, None])).numpy()
     norms = np.linalg.norm(scaled, axis=0)
-    masses = torch.as_tensor(nnls(scaled / norms, (rows * curve.eps2).numpy(), maxiter=30 * size)[0] / norms)
+    shares = nnls(scaled / norms, (rows * curve.eps2).numpy(), maxiter=30 * size)[0]
+    shares[shares < 1e-12 * shares.max()] = 0.0  # what rounding leaves
+    masses = torch.as_tensor(shares / norms)
     return Spectrum(variances[masses > 0], masses[masses > 0])
 
 
