@@ -315,7 +315,7 @@ def test_paths_of_the_environment_are_those_of_the_caller(project):
     assert executed.cells[-1].outputs[0]["text"].split("\n")[:3] == [
         str(project / "kept"),
         "/a/home/data",
-        "a/name",
+        str(project / "a/name"),
     ]
 
 
