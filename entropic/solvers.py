@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -157,7 +158,13 @@ def _leading_polynomial(solver):
     move = solver.step(denoise, exact(1.0 + 0 * step), 1.0 + 0 * step, 1 - step, tuple(past))
     error = np.sqrt(move.mean**2 + move.std**2) / exact(1 - step) - 1
     found = (error * step ** -float(power)).mean(-1).real
-    return tuple(np.linalg.solve(np.vander(u), found).tolist())
+    coefficients = np.linalg.solve(np.vander(u), found).tolist()
+    # A rule of rational numbers has rational coefficients: a small fraction within the rounding is the exact one.
+    exact_ones = [float(Fraction(one).limit_denominator(1000)) for one in coefficients]
+    return tuple(
+        whole if abs(whole - one) < 1e-13 else one
+        for whole, one in zip(exact_ones, coefficients, strict=True)
+    )
 
 
 def log(value):

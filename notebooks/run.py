@@ -236,22 +236,21 @@ def _strip_machine(path: Path):
 
 def _environment() -> dict:
     """What the kernel finds in its environment: every path of ours in full, since it works in another folder."""
+    from entropic.files import environment_path
+
     found = {
         "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one of the user's home
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(HERE), os.environ.get("PYTHONPATH")])),
         "PYTHONHASHSEED": "0",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    for name, value in os.environ.items():
-        if not name.startswith("ENTROPIC_") or name == "ENTROPIC_RUN" or not value:
-            continue
-        path = Path(value)
-        with contextlib.suppress(RuntimeError):  # nobody's home: `~` stays
-            path = path.expanduser()
-        if str(path).startswith("~"):
-            raise Refused(f"{name} = {value!r}: the home folder of '~' is not known; write the full path")
-        if path.exists() or name != "ENTROPIC_VAE":  # that one may be a name on Hugging Face's hub
-            found[name] = os.path.abspath(path)
+    for name in [name for name in os.environ if name.startswith("ENTROPIC_") and name != "ENTROPIC_RUN"]:
+        try:
+            path = environment_path(name)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        if path is not None:
+            found[name] = str(path)
     return found
 
 

@@ -115,9 +115,8 @@ def test_order_and_constant_by_regression_on_the_step(solver, c, sigma):
 
 
 def test_the_second_order_multistep_error_changes_sign_at_its_zero():
-    # u = 2/5, sigma = c sqrt(3/2); the coefficient is a mean of 32 errors of order 1, each rounded to 1e-16, over
-    # 0.3^3: below 32^-1/2 1e-16 / 0.027
-    assert abs(float(local_error(0.4, 1.0, "dpmpp_2m"))) < 1e-15
+    # u = 2/5, sigma = c sqrt(3/2)
+    assert abs(float(local_error(0.4, 1.0, "dpmpp_2m"))) < 1e-17
     assert local_error(0.39, 1.0, "dpmpp_2m") < 0 < local_error(0.41, 1.0, "dpmpp_2m")
 
 

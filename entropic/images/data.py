@@ -4,7 +4,6 @@ import csv
 import gzip
 import hashlib
 import io
-import os
 import pickle
 import tarfile
 import warnings
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from entropic import _check
-from entropic.files import cache, download, replaced
+from entropic.files import cache, download, environment_path, replaced
 
 _FASHION_CLASSES = (
     "T-shirt",
@@ -294,7 +293,8 @@ def wide(dtype):
 
 def _folders(name, *others):
     """Where a set may lie, in the order in which it is looked for."""
-    own = [Path(os.environ["ENTROPIC_DATA"]) / name] if os.environ.get("ENTROPIC_DATA") else []
+    named = environment_path("ENTROPIC_DATA")
+    own = [] if named is None else [named / name]
     return [*own, *others, cache() / name]
 
 

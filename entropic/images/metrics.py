@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from entropic._check import check_finite, integer
-from entropic.files import cache, fetch, replaced
+from entropic.files import cache, environment_path, fetch, replaced
 from entropic.images.data import to_pixels, to_uint8
 from entropic.images.networks import classifier, dinov2
-from entropic.images.networks.weights import load_weights, named_path, plain_torch, remembered_sha256
+from entropic.images.networks.weights import load_weights, plain_torch, remembered_sha256
 
 __all__ = [
     "EXTRACTORS",
@@ -563,7 +563,7 @@ def _locate_fashion(path=None):
 
 
 def _locate_inception(path=None):
-    path = path or named_path("ENTROPIC_INCEPTION")
+    path = path or environment_path("ENTROPIC_INCEPTION")
     if not path:
         fidelity()
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
@@ -582,7 +582,7 @@ def _locate_inception(path=None):
 
 
 def _locate_dinov2(path=None):
-    path = path or named_path("ENTROPIC_DINOV2")
+    path = path or environment_path("ENTROPIC_DINOV2")
     if path:  # any file is allowed: its sha256 tells it apart
         if not Path(path).is_file():
             raise FileNotFoundError(

@@ -10,13 +10,14 @@ import pytest
 import safetensors.torch
 import torch
 
+from entropic.files import environment_path
 from entropic.images import metrics
 from entropic.images.metrics import EXTRACTORS, load_reference, statistics
 from entropic.images.networks import vae
 from entropic.images.networks.classifier import load_classifier, weights_path
 from entropic.images.networks.dinov2 import DINOv2, load_dinov2
 from entropic.images.networks.vae import load_vae
-from entropic.images.networks.weights import load_weights, named_path, save_weights
+from entropic.images.networks.weights import load_weights, save_weights
 
 MUTATIONS = 200
 
@@ -273,9 +274,9 @@ def test_paths_of_the_environment_do_not_depend_on_the_folder(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for value in ("~/a.pth", "a.pth", str(tmp_path / "a.pth")):
         monkeypatch.setenv("ENTROPIC_ANY", value)
-        assert named_path("ENTROPIC_ANY") == tmp_path / "a.pth"
+        assert environment_path("ENTROPIC_ANY") == tmp_path / "a.pth"
     monkeypatch.setenv("ENTROPIC_ANY", "")
-    assert named_path("ENTROPIC_ANY") is None
+    assert environment_path("ENTROPIC_ANY") is None
     monkeypatch.setenv("ENTROPIC_DINOV2", "~/absent.pth")
     with pytest.raises(FileNotFoundError, match=str(tmp_path / "absent.pth")):
         metrics.EXTRACTORS["dinov2-vit-l-14-bicubic"].locate()

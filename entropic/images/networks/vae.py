@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from entropic import _check
-from entropic.images.networks.weights import fingerprint, named_path, plain_torch, reading
+from entropic.files import environment_path
+from entropic.images.networks.weights import fingerprint, plain_torch, reading
 
 __all__ = ["StabilityVAE", "latents_to_vae", "load_vae", "to_uint8_vae"]
 
@@ -114,7 +115,7 @@ def load_vae(path=None, *, device=None, dtype=torch.float32):
     files that are torn or do not fit each other.
     """
     autoencoder = autoencoder_class()
-    path = path or named_path("ENTROPIC_VAE") or _NAME
+    path = path or environment_path("ENTROPIC_VAE") or _NAME
     files = f"{' and '.join(_FILES)} ({_ABOUT}) from https://huggingface.co/{_NAME}"
 
     def read(**options):

@@ -15,7 +15,6 @@ from entropic.files import file_sha256, replaced, write_atomically
 __all__ = [
     "fingerprint",
     "load_weights",
-    "named_path",
     "plain_torch",
     "reading",
     "remembered_sha256",
@@ -41,12 +40,6 @@ def reading(path, remedy):
     except Exception as error:
         said = f"{type(error).__name__}: {error}".partition("\n")[0][:400]
         raise ValueError(f"{path} cannot be read ({said}); {remedy}") from error
-
-
-def named_path(variable):
-    """The path that an environment variable names, absolute and with ~ expanded; None where it names none."""
-    value = os.environ.get(variable)
-    return Path(os.path.abspath(Path(value).expanduser())) if value else None
 
 
 @contextlib.contextmanager
