@@ -66,6 +66,14 @@ def test_what_is_imported_exists(module):
     assert [found for found in ours if not TREE.definers(*found)] == []
 
 
+def test_distances_of_samples_come_by_the_function_that_knows_of_the_floor():
+    """`frechet_distance` is between moments; studies and pages pass samples to `distance`, and show the floor."""
+    # Real images: closed-form moments inside a subspace, with the floor as a dashed line.
+    sources = {page.name: str(page.notebook()) for page in pages().values() if page.name != "real_images"}
+    sources |= {module.name: ast.unparse(module.tree) for module in MODULES if layer(module.name) == 5}
+    assert [name for name, text in sources.items() if "frechet_distance" in text] == []
+
+
 @pytest.mark.parametrize("page", pages().values(), ids=lambda page: page.name)
 def test_what_a_notebook_imports_exists(page):
     cells = [cell["source"] for cell in page.notebook()["cells"] if cell["cell_type"] == "code"]

@@ -61,6 +61,11 @@ def test_the_spectrum_s_own_optimum_is_never_beaten(rows):
             assert (cell.values[same_ends] >= best * (1 - 1e-6) - 1e-14).all(), (cell.solver, cell.nfe)
 
 
+def test_no_more_images_are_measured_than_give_a_floor():
+    with pytest.raises(ValueError, match="images = 1001; the floor is measured on as many test images"):
+        leaderboard.network(images=1001, source="embedded")
+
+
 def test_searches_tell_what_they_cost(gaussians, tmp_path):
     store = Store(tmp_path)
     names = ("EDM", "GITS", "SharpEuler", "COS", "CRS")

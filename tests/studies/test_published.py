@@ -159,6 +159,8 @@ def test_from_snapshot_to_table(world, inception):
         features = metrics.extract(made.images, extractor, batch=2)
         wanted = metrics.frechet_distance(*metrics.moments(features), *reference[extractor][:2])
         assert row[label] == pytest.approx(wanted, rel=1e-5)  # float32 features, another batch
+        floor = metrics.expected_floor(reference[extractor], experiment.images)
+        assert row[f"{label} floor"] == floor.mean
 
     # a second look makes nothing
     before = _files(world / "cache")
@@ -340,6 +342,19 @@ def _found(table, value):
             row = rows.setdefault(json.dumps(where), dict(where))
             row[theirs["metric"]] = value(theirs, run)
     return list(rows.values())
+
+
+def test_the_floor_stands_beside_ours(monkeypatch):
+    captions = []
+    monkeypatch.setattr(
+        pretrained.page, "save_table", lambda rows, id, caption, **_: captions.append(caption)
+    )
+    found = [row | {"FID floor": "1.00812"} for row in _found(3, lambda row, run: 2.0)]  # text, as recorded
+    pretrained.show_tables([3], found, "Ours.")
+    assert "As many images of a perfect generator would have FID 1.01." in captions[0]
+    captions.clear()
+    pretrained.show_tables([3], [], "Ours: not run here.")
+    assert "perfect" not in captions[0]
 
 
 @pytest.mark.parametrize("table", range(1, 7))

@@ -173,14 +173,14 @@ def image_mixture(rank=None, samples=4000, curve_levels=48, curve_samples=256, r
         common_noise=False,
         bases={"own": lambda error: (error @ vectors).square()},
     )
+    exact = metrics.Statistics(mixture.mean(), covariance, None)
     real = metrics.statistics(to_uint8(known.reshape(-1, *shape)), "efficientnet-lite0", allow_singular=True)
 
     def distances(x):
         features = metrics.extract(to_uint8(x.reshape(-1, *shape)), "efficientnet-lite0")
-        pixels = metrics.frechet_distance(*metrics.moments(x), mixture.mean(), covariance)
         return {
-            "pixel W2": pixels,
-            "FD-EffNetLite0": metrics.frechet_distance(*metrics.moments(features), *real[:2]),
+            "pixel W2": metrics.distance(x, exact, allow_singular=True),
+            "FD-EffNetLite0": metrics.distance(features, real, allow_singular=True),
         }
 
     def measure(solver, sigmas, run):
@@ -219,6 +219,10 @@ def network(
     device = local_device()
     model = load_network(weights, device)
     train, test = (load_images("fashion-mnist", split, source) for split in ("train", "test"))
+    if images > len(test.images):
+        raise ValueError(
+            f"images = {images}; the floor is measured on as many test images, of which there are {len(test.images)}"
+        )
     x = to_pixels(train.images).to(device)
     basis = pca_basis(x[:10_000], 200)
     found = estimate(
@@ -231,17 +235,15 @@ def network(
         bases={"pca": basis},
     )
     reference = {name: metrics.statistics(train.images, name, device=device) for name in spaces}
-    pixels = metrics.moments(to_pixels(train.images, torch.float64).flatten(1))
+    pixels = metrics.Statistics(*metrics.moments(to_pixels(train.images, torch.float64).flatten(1)), None)
 
     def distances(made):
-        found = {
-            "pixel W2": metrics.frechet_distance(
-                *metrics.moments(to_pixels(made, torch.float64).flatten(1)), *pixels
-            )
-        }
+        flat = to_pixels(made, torch.float64).flatten(1)
+        found = {"pixel W2": metrics.distance(flat, pixels, allow_singular=True)}
         for name in spaces:
-            moments = metrics.moments(metrics.extract(made, name, device=device))
-            found[metrics.EXTRACTORS[name].label] = metrics.frechet_distance(*moments, *reference[name][:2])
+            features = metrics.extract(made, name, device=device)
+            label = metrics.EXTRACTORS[name].label
+            found[label] = metrics.distance(features, reference[name], allow_singular=True)
         return found
 
     def measure(solver, sigmas, run):

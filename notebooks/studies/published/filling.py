@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import json
 import math
 import os
@@ -131,9 +132,11 @@ def schedules(experiment, calls):
 def rows(experiment):
     """One row a network, solver, NFE, schedule and run: its distances, and images a second where that is known.
 
-    FileNotFoundError: images that are still to be made, by `fill`.
+    Beside each distance, say "FID", stands "FID floor": what as many images of a perfect generator would have
+    (`metrics.expected_floor`). FileNotFoundError: images that are still to be made, by `fill`.
     """
     reference = metrics.load_reference(file_of(experiment.reference))
+    floor_of = functools.cache(lambda name: metrics.expected_floor(reference[name], experiment.images).mean)
     found = []
     for snapshot in experiment.snapshots:
         for cell in experiment.cells():
@@ -153,10 +156,9 @@ def rows(experiment):
                 "run": run,
             }
             for extractor in experiment.extractors:
-                distance = metrics.frechet_distance(
-                    *metrics.moments(features[extractor]), *reference[extractor][:2]
-                )
-                row[metrics.EXTRACTORS[extractor].label] = distance
+                label = metrics.EXTRACTORS[extractor].label
+                row[label] = metrics.distance(features[extractor], reference[extractor], allow_singular=True)
+                row[f"{label} floor"] = floor_of(extractor)
             found.append(row | {"images_per_second": _speed(out)})
     return found
 

@@ -87,7 +87,7 @@ def show_tables(tables, found, origin):
         save_table(
             lines,
             f"table-{table}",
-            f"Table {table} of the paper, {dataset}; lower is better. {origin}",
+            f"Table {table} of the paper, {dataset}; lower is better. {origin}{_floors(found)}",
             columns={name: heads.get(name, name) for name in shown},
         )
     values = {(where, schedule): value for where, schedule, value in _theirs(tables)}
@@ -103,6 +103,13 @@ def show_tables(tables, found, origin):
             "The rows of the paper in which its rescaled schedule is not ahead of EDM's, in the paper's own numbers.",
             columns={name: heads.get(name, name) for name in behind[0] if any(line[name] for line in behind)},
         )
+
+
+def _floors(found):
+    """A sentence that tells the floors that rows hold; "" where they hold none."""
+    held = {name.removesuffix(" floor"): value for name, value in found[0].items()} if found else {}
+    told = [f"{name} {float(value):.3g}" for name, value in held.items() if f"{name} floor" in found[0]]
+    return f" As many images of a perfect generator would have {', '.join(told)}." if told else ""
 
 
 def show_schedules(experiment, page, run, origin, calls=16):
