@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from entropic._check import as_float64, check_finite, integer, positive
+from entropic._check import as_float64, check_finite, check_scale, integer, positive
 from entropic.curve import ErrorCurve, eps2_from_edm_loss
 from entropic.files import ArrayStore
 from entropic.identity import content_sha256
@@ -100,14 +100,17 @@ def estimate(
     computes. A damaged store is computed anew, and a folder that cannot be written is left, each with a warning.
     Noise depends on seed, level and row only; `batch` changes no draw, only the order of float64 sums.
 
-    ValueError: bad arguments; a store of other arguments, or a file that is no store; a denoiser that cannot be told
-    by content, with a store and no tag; a denoiser that returns NaN, another shape, or no real floating tensor.
+    ValueError: bad arguments; pixels in [0, 1] or from 0 to 255 for an image network of this package; a store of
+    other arguments, or a file that is no store; a denoiser that cannot be told by content, with a store and no tag; a
+    denoiser that returns NaN, another shape, or no real floating tensor.
     """
     sigma = as_float64("sigmas", sigmas).cpu()
     sigma = ErrorCurve(sigma, torch.zeros_like(sigma)).sigma
     if not torch.is_tensor(x) or not x.is_floating_point() or x.ndim < 2:
         found = f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
         raise ValueError(f"x is {found}; pass a floating tensor (N, ...), scaled as the denoiser expects it")
+    if hasattr(denoiser, "shape"):  # an image network of this package
+        check_scale(x)
     samples, batch = integer("samples", samples, 2), integer("batch", batch, 1)
     seed = integer("seed", seed, 0)
     if samples > len(x):

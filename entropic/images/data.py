@@ -85,7 +85,7 @@ def check_images(images, shape=None, name="images"):
             "as load_images(...).images is (to_uint8 makes it of floats in [-1, 1])"
         )
     wanted = f"(N, {', '.join(map(str, shape))})" if shape else "(N, C, H, W) with C = 1 or 3"
-    fits = images.ndim == 4 and len(images) > 0
+    fits = images.ndim == 4 and images.numel() > 0
     if not fits or (
         images.shape[1] not in (1, 3) if shape is None else images.shape[1:] != torch.Size(shape)
     ):
@@ -110,23 +110,6 @@ def check_states(x, shape=None, name="x"):
         wanted = "N, C, H, W" if shape is None else f"N, {', '.join(map(str, shape))}"
         raise ValueError(f"{name} has shape {tuple(x.shape)}; pass floats ({wanted})")
     return _check.check_finite(name, x) if has_values(x) else x
-
-
-def check_scale(x, name="x"):
-    """Return a whole set of states or pixels; ValueError if it is empty or no value in it is below 0.
-
-    Numbers alone cannot tell pixels in [0, 1] from bright ones in [-1, 1]. But in a whole set of pixels in [-1, 1]
-    black is -1, and latents are centred near 0: both have negative values. Pixels in [0, 1] or from 0 to 255
-    have none, and a network would denoise them without a warning.
-    """
-    if not x.numel():
-        raise ValueError(f"{name} has shape {tuple(x.shape)}, so it is empty; pass one state or more")
-    if not (x < 0).any():
-        raise ValueError(
-            f"{name} runs from {x.min().item():g} to {x.max().item():g}, as pixels in [0, 1] or from 0 to 255 do; "
-            "pass pixels in [-1, 1] (2 x - 1, or to_pixels of uint8) or latents"
-        )
-    return x
 
 
 def check_labels(labels, count, num_classes, name="labels"):
@@ -172,7 +155,7 @@ def load_states(path, shape, num_classes):
     if isinstance(labels, torch.Tensor) and labels.dtype in _INTEGERS:
         labels = labels.long()
     try:
-        x = check_scale(check_states(x, shape))
+        x = _check.check_scale(check_states(x, shape))
         x = check_states(x.float())
         labels = check_labels(labels, len(x), num_classes)
     except ValueError as error:

@@ -20,7 +20,7 @@ from torch import nn
 
 from entropic._check import check_finite, integer
 from entropic.files import cache, environment_path, fetch, replaced
-from entropic.images.data import to_pixels, to_uint8
+from entropic.images.data import check_images, to_pixels, to_uint8
 from entropic.images.networks import classifier, dinov2
 from entropic.images.networks.weights import load_weights, plain_torch, remembered_sha256
 
@@ -689,20 +689,11 @@ def _extractor(name):
 
 
 def _images(images, extractor=None):
-    """Images uint8 (N, C, H, W) with the channels that `extractor` takes (None: 1 or 3), N >= 1; else ValueError."""
-    channels = (1,) if extractor is not None and _extractor(extractor).channels == 1 else (1, 3)
-    images = _tensor("images", images)
-    if (
-        images.dtype != torch.uint8
-        or images.ndim != 4
-        or images.shape[1] not in channels
-        or not images.numel()
-    ):
-        wanted = " or ".join(map(str, channels))
-        taker = f"{extractor} takes" if extractor is not None else "a distance takes"
-        raise ValueError(
-            f"images are {images.dtype} {tuple(images.shape)}; {taker} uint8 (N, {wanted}, H, W), 0 to 255"
-        )
+    """`check_images`, and that `extractor` takes as many channels: grey alone, or grey and colour."""
+    grey = extractor is not None and _extractor(extractor).channels == 1
+    images = check_images(_tensor("images", images))
+    if grey and images.shape[1] != 1:
+        raise ValueError(f"images has shape {tuple(images.shape)}; {extractor} takes grey ones (N, 1, H, W)")
     return images
 
 

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from entropic.files import replaced, write_atomically
+from entropic.images.data import check_images
 
 VERDICTS = ("holds", "does not hold", "holds under a condition", "not run here")
 CLAIM_FIELDS = ("id", "claim", "paper", "tested", "measured", "spread", "verdict", "condition")
@@ -108,11 +109,16 @@ def shade(colour="C0"):
 def draw_montage(rows, names, titles=None):
     """A figure of rows of images side by side, uint8 (N, C, H, W) each, with the rows' names at the left.
 
-    rows: a list of such rows, or, with `titles`, a list of blocks of them, drawn one above the other
+    rows: a list of such rows, or, with `titles`, a list of blocks of them, drawn one above the other.
+    ValueError: images of another type or shape.
     """
     import matplotlib.pyplot as plt
 
     blocks = [rows] if titles is None else rows
+    shape = check_images(blocks[0][0], name="rows").shape[1:]
+    for block in blocks:
+        for row in block:
+            check_images(row, shape, "rows")
     count, side = sum(map(len, blocks)), blocks[0][0].shape
     height = 7.0 * count * side[2] / (side[0] * side[3]) + 0.4 * len(blocks)
     fig, axes = plt.subplots(len(blocks), 1, figsize=(7.6, height), squeeze=False)

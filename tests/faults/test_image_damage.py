@@ -170,16 +170,18 @@ def test_weights_of_an_altered_configuration(network, tmp_path, config):
     info = json.loads(path.with_suffix(".json").read_text())
     info["config"] = None if config is None else info["config"] | config
     path.with_suffix(".json").write_text(json.dumps(info))
-    with pytest.raises(ValueError, match=r"w\.safetensors and w\.json .*fetch or train them again"):
+    with pytest.raises(ValueError, match=r"w\.safetensors cannot be read .*fetch or train them again"):
         load_network(path)
 
 
 def test_classifiers(tmp_path, network):
     save_network(tmp_path / "c.safetensors", network, {})
-    with pytest.raises(ValueError, match=r"c\.safetensors: not the weights of a FashionClassifier"):
+    with pytest.raises(
+        ValueError, match=r"c\.safetensors cannot be read .* not the weights of a FashionClassifier"
+    ):
         load_classifier(tmp_path / "c.safetensors")
     (tmp_path / "c.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"c\.safetensors: not the weights of a FashionClassifier"):
+    with pytest.raises(ValueError, match=r"c\.json cannot be read .*no sha256"):
         load_classifier(tmp_path / "c.safetensors")
 
 

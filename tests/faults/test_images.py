@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from entropic import edm_sigmas
+from entropic.estimate import estimate
 from entropic.images import data
 from entropic.images.generate import generate
 from entropic.images.networks.classifier import FashionClassifier, accuracy, train_classifier
@@ -193,6 +194,27 @@ def test_classifier_takes_any_floats():
     for wrong in (x * math.nan, x.numpy(), x.byte()):
         with pytest.raises(ValueError, match=r"^x(\[| )"):
             classifier.features(wrong)
+
+
+def test_an_estimate_for_an_image_network_asks_for_pixels_from_minus_1_to_1():
+    network, (images, labels, _) = load_network("fashion-mnist"), data.load_images("fashion-mnist")
+    sigmas, options = [0.1, 1.0, 2.0, 4.0], {"labels": labels[:16], "samples": 2}
+    for wrong, words in (
+        (images, "x is torch.uint8 .*pass a floating tensor"),
+        (images.float(), r"x runs from 0 to 255, as pixels .*pass pixels in \[-1, 1\]"),
+        (images / 255, r"x runs from 0 to 1, as pixels .*pass pixels in \[-1, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            estimate(network, wrong[:16], sigmas, **options)
+    assert estimate(network, data.to_pixels(images[:16]), sigmas, **options).eps2[0] < 784
+
+
+def test_a_montage_is_of_images():
+    from studies.report import draw_montage
+
+    for wrong in (torch.zeros(2, 1, 4, 4), torch.zeros(2, 2, 4, 4, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"rows (is|has)"):
+            draw_montage([wrong], ["a"])
 
 
 # Files of states

@@ -477,12 +477,16 @@ def test_altered_weights_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("images", "extractor", "words"),
     [
-        (torch.zeros(2, 3, 8, 8), "efficientnet-lite0", "images are torch.float32"),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "efficientnet-lite0", "images are torch.int64"),
-        (torch.zeros(2, 2, 8, 8, dtype=torch.uint8), "efficientnet-lite0", "takes uint8"),
-        (torch.zeros(28, 28, dtype=torch.uint8), "fashion-classifier", "takes uint8"),
-        (torch.zeros(0, 1, 28, 28, dtype=torch.uint8), "fashion-classifier", "takes uint8"),
-        (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), "fashion-classifier", r"takes uint8 \(N, 1, H, W\)"),
+        (torch.zeros(2, 3, 8, 8), "efficientnet-lite0", "images is torch.float32"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "efficientnet-lite0", "images is torch.int64"),
+        (torch.zeros(2, 2, 8, 8, dtype=torch.uint8), "efficientnet-lite0", "C = 1 or 3"),
+        (torch.zeros(28, 28, dtype=torch.uint8), "fashion-classifier", r"shape \(28, 28\)"),
+        (torch.zeros(0, 1, 28, 28, dtype=torch.uint8), "fashion-classifier", "N >= 1"),
+        (
+            torch.zeros(2, 3, 28, 28, dtype=torch.uint8),
+            "fashion-classifier",
+            r"takes grey ones \(N, 1, H, W\)",
+        ),
         (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), "fashion-classifier", "28, 28"),
         (_images(2), "dinov2", "extractor = 'dinov2'"),
     ],

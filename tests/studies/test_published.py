@@ -268,6 +268,23 @@ def test_curve_from_given_states(world):
     assert (curve.eps2 != other.eps2).any()  # the classes reach the network
 
 
+def test_states_of_a_curve_come_by_the_same_check_as_all_others(world):
+    path = world / "wrong.npz"
+    given = {"curve_network": str(world / "latents.pkl"), "curve_data": str(path)}
+    x = torch.rand(6, 4, 16, 16, generator=torch.Generator().manual_seed(0)).numpy()
+    for number, (arrays, words) in enumerate(
+        (
+            ({"x": x, "labels": np.arange(6)}, r"x runs from .* as pixels in \[0, 1\]"),
+            ({"x": x - 0.5}, "lacks labels"),
+            ({"x": x[:, :3] - 0.5, "labels": np.arange(6)}, "x has shape"),
+            ({"x": x - 0.5, "labels": np.arange(6) + 5}, "labels range from 5 to 10"),
+        )
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(ValueError, match=rf"wrong\.npz.*{words}"):
+            pretrained.error_curve(_experiment(world, store=f"wrong-{number}", **given))
+
+
 @pytest.mark.once
 def test_page_of_a_latent_network_by_two_processes(world, tmp_path):
     """As `make imagenet512 GPUS=2` does it: torchrun fills the store, the notebook makes its page of it."""

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from entropic._check import integer, positive
-from entropic.images.data import check_labels, check_scale, check_states, fashion_mnist
-from entropic.images.networks.weights import load_weights, save_weights
+from entropic._check import check_scale, integer, positive
+from entropic.images.data import check_labels, check_states, fashion_mnist
+from entropic.images.networks.weights import load_module, save_weights
 
 FEATURES = 96
 
@@ -103,27 +103,19 @@ def weights_path():
     return resources.files("entropic.images").joinpath("assets/fashion-classifier.safetensors")
 
 
-@torch.inference_mode(False)
 def load_classifier(path=None):
     """The classifier of `path` (default: the package's own weights), in eval mode.
 
     ValueError: damaged weights or another network's, with the path. FileNotFoundError: one of the two files is
     missing.
     """
-    path = path or weights_path()
-    with torch.device("cpu"):
+
+    def make(tensors, info):
         network = FashionClassifier()
-    try:
-        network.load_state_dict(load_weights(path)[0])
-    except FileNotFoundError:
-        raise
-    except (
-        Exception
-    ) as error:  # what an altered file leads to, from a missing key to a tensor of another shape
-        raise ValueError(
-            f"path = {path}: not the weights of a FashionClassifier ({error!r}); fetch or train them again"
-        ) from error
-    return network.eval()
+        network.load_state_dict(tensors)
+        return network
+
+    return load_module(path or weights_path(), make, "a FashionClassifier").eval()
 
 
 def main(argv=None):

@@ -13,7 +13,7 @@ from entropic import _check
 from entropic._check import integer
 from entropic.images.data import check_labels, check_states, has_values, wide
 from entropic.images.networks.edm import positive
-from entropic.images.networks.weights import load_weights, save_weights
+from entropic.images.networks.weights import load_module, save_weights
 
 # Parameters are float32, whatever torch's default is.
 _Conv2d = functools.partial(nn.Conv2d, dtype=torch.float32)
@@ -157,36 +157,25 @@ def save_network(path, network, info, dtype=torch.float32):
     return save_weights(path, tensors, {"config": network.config, **info})
 
 
-@torch.inference_mode(False)
 def load_network(path, device="cpu"):
     """The `SmallUNet` at `path` (*.safetensors), or the embedded one called "fashion-mnist", in evaluation mode.
 
     `network.info` is what was saved with it, sha256 included. ValueError: damaged weights or another network's,
     with the path. FileNotFoundError: one of the two files is missing.
     """
-    path = _embedded(path)
-    try:
-        tensors, info = load_weights(path)
-        network = _built(info["config"], tensors)
-    except FileNotFoundError:
-        raise
-    except (
-        Exception
-    ) as error:  # what an altered file leads to, from a missing key to a tensor of another shape
-        raise ValueError(
-            f"{path} and {path.stem}.json are not the weights of a SmallUNet ({error!r}); fetch or train them again"
-        ) from error
-    network.info = info
+    network = load_module(_embedded(path), _built, "a SmallUNet")
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 
-def _built(config, tensors):
+def _built(tensors, info):
     """The network of a configuration with these tensors; its memory is taken only once all shapes agree."""
+    config = info["config"]
     if integer("blocks", config["blocks"], 1) * len(config["channels"]) > len(tensors):
         raise ValueError(f"{config['blocks']} blocks for each of {config['channels']} need more tensors")
     with torch.device("meta"):
         network = SmallUNet(**config)
     network.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+    network.info = info
     return network
 
 

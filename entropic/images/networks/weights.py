@@ -14,6 +14,7 @@ from entropic.files import file_sha256, replaced, write_atomically
 
 __all__ = [
     "fingerprint",
+    "load_module",
     "load_weights",
     "plain_torch",
     "reading",
@@ -116,6 +117,17 @@ def load_weights(path, convert=torch.clone, *, record=None):
         )
     with reading(path, "fetch or train it again"):
         return {name: convert(value) for name, value in _mapped(path)}, info
+
+
+def load_module(path, make, kind):
+    """The network `make(tensors, info)` of the weights at `path` (`load_weights`), built as in a fresh process.
+
+    ValueError, which names the file: as in `load_weights`, or weights that are not those of `kind` ("a SmallUNet").
+    """
+    with plain_torch():
+        tensors, info = load_weights(path)
+        with reading(path, f"it and its .json are not the weights of {kind}; fetch or train them again"):
+            return make(tensors, info)
 
 
 def _mapped(path, piece=1 << 24):

@@ -9,14 +9,13 @@ import os
 import re
 import time
 
-import numpy as np
 import torch
 
 from entropic.bases import amplitudes, fourier_basis
 from entropic.estimate import curve_from_logvar, estimate
 from entropic.files import file_sha256, write_atomically
 from entropic.images import metrics
-from entropic.images.data import load_images, to_pixels, to_uint8
+from entropic.images.data import check_images, load_images, load_states, to_pixels, to_uint8
 from entropic.images.generate import generate, load_generated, load_manifest, local_device, missing_shards
 from entropic.images.networks.snapshot import load_snapshot
 from entropic.saved import load_curve, save_curve
@@ -213,11 +212,9 @@ def _curve_data(experiment, network, device, progress):
     """States (N, C, H, W) float32 as the network sees them, and their classes."""
     if experiment.curve_data == "cifar10":
         found = load_images("cifar10", "train", "full")
-        x, labels = to_pixels(found.images[:10_000]), found.labels[:10_000]
+        x, labels = to_pixels(check_images(found.images, network.shape)[:10_000]), found.labels[:10_000]
     elif experiment.curve_data:
-        with np.load(experiment.curve_data, allow_pickle=False) as kept:
-            x = torch.from_numpy(kept["x"]).float()
-            labels = torch.from_numpy(kept["labels"]).long()
+        x, labels = load_states(experiment.curve_data, network.shape, network.num_classes)
     else:
         out = _curve_folder(experiment) / "images"
         seeds = range(2**40, 2**40 + experiment.curve_samples)
