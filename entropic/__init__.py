@@ -3,9 +3,9 @@
 from entropic import noise
 from entropic.curve import ErrorCurve
 from entropic.exact import deterministic_law, stochastic_law
-from entropic.gaussian import gaussian_kl, gaussian_law, gaussian_w2
+from entropic.gaussian import KL, W2, Weighted, gaussian_kl, gaussian_law, gaussian_w2
 from entropic.mixtures import GaussianMixture
-from entropic.placement import gaussian_optimal_sigmas, solver_aware_sigmas
+from entropic.placement import Plan, Policy, gaussian_optimal_sigmas, plan, solver_aware_sigmas
 from entropic.schedules import (
     arctan_sigmas,
     cosine_sigmas,
@@ -18,18 +18,32 @@ from entropic.schedules import (
     uniform_sigmas,
     vp_sigmas,
 )
-from entropic.solvers import sample_ddim, sample_ddim_stochastic, sample_dpmpp_2m, sample_heun
+from entropic.solvers import (
+    Solver,
+    find_solver,
+    sample_ddim,
+    sample_ddim_stochastic,
+    sample_dpmpp_2m,
+    sample_heun,
+)
 from entropic.times import Time
 
 __all__ = [
+    "KL",
+    "W2",
     "ErrorCurve",
     "GaussianMixture",
+    "Plan",
+    "Policy",
+    "Solver",
     "Time",
+    "Weighted",
     "arctan_sigmas",
     "cosine_sigmas",
     "deterministic_law",
     "edm_sigmas",
     "entropic_sigmas",
+    "find_solver",
     "gaussian_kl",
     "gaussian_law",
     "gaussian_optimal_sigmas",
@@ -37,6 +51,7 @@ __all__ = [
     "linear_sigmas",
     "log_sigmas",
     "noise",
+    "plan",
     "rescaled_sigmas",
     "sample_ddim",
     "sample_ddim_stochastic",

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 from entropic import _check
 from entropic.curve import ErrorCurve
@@ -213,6 +212,8 @@ def implied_spectrum(curve, size=96):
     best grids. `curve.directions` is not used: the noise of each bin would be fitted, too.
     ValueError: a curve of zeros.
     """
+    from scipy.optimize import nnls
+
     _error_curve(curve)
     square, total = curve.sigma.square(), curve.eps2.max()
     if not total > 0:

@@ -5,7 +5,6 @@ Entropies are in nats, sigma is in data units.
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 
 from entropic._check import SLACK, as_float64, integer, levels, sigma_range
 
@@ -230,6 +229,8 @@ def cumulative(increments):
 
 def spline_increments(x, y):
     """Integrals over each interval of the not-a-knot cubic splines through the columns of y (n, m) at x (n,)."""
+    from scipy.interpolate import CubicSpline
+
     h = x.diff()[:, None]
     d = torch.as_tensor(CubicSpline(x.numpy(), y.numpy())(x.numpy(), 1))
     return h / 2 * (y[1:] + y[:-1]) + h.square() / 12 * (d[:-1] - d[1:])

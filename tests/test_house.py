@@ -1,11 +1,15 @@
 """The house: which part of the repository may import which, and that nobody opens another's drawers."""
 
 import ast
+import re
 
 import pytest
+import torch
 
+import entropic
 from studies.pages import pages
 from studies.sources import Tree
+from tests.conftest import ROOT
 
 LAYERS = [
     "_check",
@@ -80,3 +84,38 @@ def test_what_a_notebook_imports_exists(page):
     for node in ast.walk(ast.parse("\n".join(cells))):
         if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in TREE.roots:
             assert [one.name for one in node.names if not TREE.definers(node.module, one.name)] == []
+
+
+def test_scipy_is_imported_where_it_is_used():
+    """At the top of a module it would add half as much again as torch to every start of Python."""
+    others = [
+        module
+        for module in MODULES
+        if module.name.startswith("entropic") and module.name != "entropic.placement"
+    ]
+    found = {
+        module.name: alias.name
+        for module in others
+        for node in module.tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+        if (getattr(node, "module", None) or alias.name).partition(".")[0] == "scipy"
+    }
+    assert found == {}
+
+
+def test_what_the_readme_calls_by_its_public_name_is_public():
+    text = (ROOT / "README.md").read_text("utf-8")
+    named = {
+        *re.findall(r"`entropic\.(\w+)`", text),
+        *re.findall(r"^ +from entropic import (\w+)$", text, re.M),
+    }
+    named |= {"KL", "W2", "Weighted"}
+    assert named >= {"plan", "solver_aware_sigmas"}
+    assert named - {*entropic.__all__} == set() and all(hasattr(entropic, name) for name in entropic.__all__)
+    assert entropic.plan(4, entropic.ErrorCurve(*_gaussian_curve()), "ddim", entropic.KL).sigmas[-1] == 0
+
+
+def _gaussian_curve():
+    sigma = torch.logspace(-3, 2, 50, dtype=torch.float64)
+    return sigma, sigma**2 / (1 + sigma**2)

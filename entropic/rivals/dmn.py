@@ -5,7 +5,6 @@ Source: Xue et al. (2024), Accelerating Diffusion Sampling with Optimized Time S
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 
 from entropic import _check
 from entropic.rivals.model import between
@@ -56,6 +55,8 @@ def _options(p, order, truncate):
 
 def _search(start, options):
     """A local minimum of the objective near `start` (n,) = -ln sigma, ascending, and its value; never a worse one."""
+    from scipy.optimize import minimize
+
     span = start[-1] - start[0]
     best, least = start, _objective(start, 0.0, *options)[0]
     scale, z = least, np.log(np.diff(start) / span)

@@ -1,7 +1,6 @@
 """Schedules read off a table of the sigmas that a network was trained at. They call no denoiser."""
 
 import torch
-from scipy.stats import beta as beta_law
 
 from entropic._check import as_float64, integer, positive
 from entropic.schedules import ending_in_zero
@@ -41,9 +40,11 @@ def beta_sigmas(n, table=None, alpha=0.6, beta=0.6):
     result, less one. ValueError: a table that does not ascend, alpha or beta not above 0.
     Source: Lee et al. (2024), as in ComfyUI's scheduler "beta".
     """
+    from scipy.stats import beta as law
+
     n, table = integer("n", n, 2), _table(table)
     share = 1 - torch.arange(n, dtype=torch.float64) / n
-    quantile = torch.as_tensor(beta_law.ppf(share.numpy(), positive("alpha", alpha), positive("beta", beta)))
+    quantile = torch.as_tensor(law.ppf(share.numpy(), positive("alpha", alpha), positive("beta", beta)))
     # A median lies halfway between two entries: which one is taken must not depend on the last bit.
     place = (1e9 * (len(table) - 1) * quantile).round() / 1e9
     index = place.round().long().unique_consecutive()
