@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from entropic import _check
-from entropic.files import cache, download, environment_path, replaced
+from entropic.files import cache, environment_path, replaced
+from entropic.images.downloads import download
 
 _FASHION_CLASSES = (
     "T-shirt",

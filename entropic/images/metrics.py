@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from entropic._check import check_finite, integer
-from entropic.files import cache, environment_path, fetch, replaced
+from entropic.files import cache, environment_path, replaced
 from entropic.images.data import check_images, to_pixels, to_uint8
+from entropic.images.downloads import fetch
 from entropic.images.networks import classifier, dinov2
 from entropic.images.networks.weights import load_weights, plain_torch, remembered_sha256
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from entropic.files import download, fetch
+from entropic.images.downloads import download, fetch
 
 OLD, NEW = b"old version " * 1000, b"new version " * 1000
 

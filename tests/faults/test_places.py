@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from entropic import files
-from entropic.files import cache, environment_path, fetch, keep, only_writer, replaced, write_atomically
+from entropic.files import cache, environment_path, keep, only_writer, replaced, write_atomically
+from entropic.images.downloads import fetch
 from tests.conftest import ROOT
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from entropic.images import data
-from tests.test_files import Server
+from tests.images.test_downloads import Server
 
 
 def test_embedded_subset_is_balanced_and_in_range():

@@ -6,7 +6,8 @@ import difflib
 from importlib import resources
 from typing import NamedTuple
 
-from entropic.files import cache, fetch
+from entropic.files import cache
+from entropic.images.downloads import fetch
 
 __all__ = ["Published", "fetch_published", "find", "published"]
 
@@ -67,7 +68,7 @@ def fetch_published(name, sha256=None):
     """Path of the published file `name` in $ENTROPIC_CACHE/published, downloaded where it is absent.
 
     Licence and size are told first; its sha256 is recorded at the first use and checked at every later one, or
-    pinned by `sha256` (`entropic.files.fetch`, which also says what it raises).
+    pinned by `sha256` (`entropic.images.downloads.fetch`, which also says what it raises).
     """
     one = find(name)
     note = f"Licence {one.licence}: not for commercial use."

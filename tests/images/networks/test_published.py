@@ -10,7 +10,7 @@ import pytest
 from entropic.images import data
 from entropic.images.networks import published as module
 from entropic.images.networks.published import fetch_published, find, main, published
-from tests.test_files import Server
+from tests.images.test_downloads import Server
 
 MILLIONS = {"XS": 124.71, "S": 280.21, "M": 497.81, "L": 777.50, "XL": 1119.28, "XXL": 1523.16}  # Karras 2024
 EDM_PARAMETERS = {"CIFAR-10": 55_733_891, "FFHQ-64": 61_805_571}
