@@ -15,7 +15,7 @@ from entropic.curve import ErrorCurve, eps2_from_edm_loss
 from entropic.files import ArrayStore
 from entropic.identity import content_sha256
 
-__all__ = ["Estimate", "Smoothed", "curve_from_logvar", "curve_from_training_log", "estimate", "smooth"]
+__all__ = ["Estimate", "curve_from_logvar", "curve_from_training_log", "estimate"]
 
 
 class Estimate(NamedTuple):
@@ -223,9 +223,6 @@ def _curve_of_sums(table, data, dim):
     return ErrorCurve(sigma, eps2, stderr, dim=dim)
 
 
-# Smoothing
-
-
 def curve_from_logvar(network, sigmas):
     """The `ErrorCurve` that an EDM2 network carries: its learned uncertainty, without data or a call of the network.
 
@@ -236,61 +233,6 @@ def curve_from_logvar(network, sigmas):
     with torch.no_grad():
         loss = dim * network.logvar(sigma).double().cpu().exp()
     return ErrorCurve(sigma, eps2_from_edm_loss(loss, sigma, network.sigma_data), dim=dim)
-
-
-class Smoothed(NamedTuple):
-    """A smoothed `curve`, the estimated `bias` of its eps2 (n,), and the `penalty` that was chosen."""
-
-    curve: ErrorCurve
-    bias: torch.Tensor
-    penalty: float
-
-
-def smooth(curve):
-    """A smoothing spline through a noisy `ErrorCurve` with standard errors and `dim`, as `Smoothed`.
-
-    Linear in eps2: the natural cubic smoothing spline in log sigma of u = eps2 (1 / sigma^2 + D / V), which for
-    Gaussian data is the constant D (V: total variance, or the last eps2). The penalty minimises Mallows'
-    unbiased estimate of the squared error of u, |u - A u|^2 + 2 tr(A C), from the known covariance C. Errors
-    propagate by A; the bias is that of A on the smoothed u. Where A u < 0, eps2 is 0. It helps an estimate of some
-    samples a level, whose levels have draws of their own; a good estimate is left almost as it is.
-    """
-    if curve.stderr is None or curve.dim is None:
-        raise ValueError(f"curve has stderr = {curve.stderr} and dim = {curve.dim}; smoothing needs both")
-    total = curve.eps2[-1].item() if curve.total_variance is None else curve.total_variance
-    if not total > 0:
-        raise ValueError(f"eps2[-1] = {total}; give the curve a total_variance above 0")
-    scale = 1 / curve.sigma.square() + curve.dim / total
-    u = scale * curve.eps2
-    noise = torch.diag(curve.stderr.square()) if curve.covariance is None else curve.covariance
-    noise = scale[:, None] * noise * scale
-
-    # Green and Silverman (1994), section 2.3: the roughness, the integral of f''^2, is u^T Q R^-1 Q^T u.
-    h = curve.sigma.log().diff()
-    n, inside = len(u), torch.arange(len(u) - 2)
-    q, r = torch.zeros(n, n - 2, dtype=torch.float64), torch.diag((h[:-1] + h[1:]) / 3)
-    q[inside, inside], q[inside + 2, inside] = 1 / h[:-1], 1 / h[1:]
-    q[inside + 1, inside] = -1 / h[:-1] - 1 / h[1:]
-    r += torch.diag(h[1:-1] / 6, 1) + torch.diag(h[1:-1] / 6, -1)
-    roughness, vectors = torch.linalg.eigh(q @ torch.linalg.solve(r, q.T))
-    roughness[:2] = 0.0  # straight lines
-    along, spread = vectors.T @ u, ((vectors.T @ noise) * vectors.T).sum(1)
-
-    grid = torch.linspace(0.0, 1.2, 121, dtype=torch.float64)
-    low, high = 1 / roughness[-1], 1 / roughness[2]
-    penalties = torch.cat([torch.zeros(1, dtype=torch.float64), low * (high / low) ** grid])
-    kept = 1 / (1 + penalties[:, None] * roughness)
-    risk = ((1 - kept) * along).square().sum(1) + 2 * kept @ spread
-    best = int(risk.argmin())
-    a = (vectors * kept[best]) @ vectors.T
-    smoothed = a @ u
-    new = {"dim": curve.dim, "total_variance": curve.total_variance}
-    if curve.common_samples:
-        new |= {"stderr": a.abs() @ (scale * curve.stderr) / scale, "common_samples": True}
-    else:
-        new["covariance"] = a @ noise @ a.T / scale / scale[:, None]
-    result = ErrorCurve(curve.sigma, smoothed.clamp_min(0) / scale, **new)
-    return Smoothed(result, (a @ smoothed - smoothed) / scale, penalties[best].item())
 
 
 # Pieces of the above

@@ -22,6 +22,7 @@ __all__ = [
     "environment_path",
     "file_sha256",
     "keep",
+    "keep_arrays",
     "load_arrays",
     "only_writer",
     "replaced",
@@ -197,6 +198,16 @@ def load_arrays(path):
         raise ValueError(f"{path} is no whole npz ({error or type(error).__name__})") from error
 
 
+def keep_arrays(path, **arrays):
+    """Write an .npz of arrays, by name, to a cache; see `keep`."""
+
+    def write(temporary):
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    return keep(path, write)
+
+
 class ArrayStore:
     """Arrays that a long computation fills step by step, kept in one .npz, so that a stopped run goes on.
 
@@ -263,11 +274,7 @@ class ArrayStore:
         if self._path is None or (not now and time.monotonic() - self._last < self._pause):
             return
         began = time.monotonic()
-        keep(self._path, self._write)
+        keep_arrays(self._path, **self._fixed, **self._state)
         self._last = time.monotonic()
         # A large store may take long to write: never more than a twentieth of the time.
         self._pause = max(_PAUSE, 20 * (self._last - began))
-
-    def _write(self, temporary):
-        with temporary.open("wb") as file:
-            np.savez(file, **self._fixed, **self._state)

@@ -16,7 +16,7 @@ import torch
 from entropic import files
 from entropic.bases import Basis, amplitudes, fourier_basis, pca_basis
 from entropic.curve import ErrorCurve, eps2_from_edm_loss
-from entropic.estimate import curve_from_logvar, curve_from_training_log, estimate, smooth
+from entropic.estimate import curve_from_logvar, curve_from_training_log, estimate
 from entropic.mixtures import GaussianMixture
 from tests.conftest import ROOT
 
@@ -407,66 +407,6 @@ def test_directions_meet_the_exact_error_of_each():
     )
 
 
-# Smoothing
-
-
-def _gaussian(n, covariance, seed=None, c=0.7, dim=3):
-    """An error curve of N(0, c^2 I) with relative errors of given covariance (n, n), drawn if a seed is given."""
-    sigma = _levels(0.01, 50.0, n)
-    exact = dim * (c * sigma).square() / (sigma.square() + c**2)
-    eps2 = exact
-    if seed is not None:
-        root = torch.linalg.cholesky(covariance)
-        eps2 = exact * (1 + root @ torch.randn(n, generator=_generator(seed), dtype=F64))
-    covariance = exact[:, None] * covariance * exact
-    return exact, ErrorCurve(sigma, eps2, dim=dim, covariance=covariance, total_variance=dim * c**2)
-
-
-def test_smoothing_leaves_gaussian_data_and_exact_curves_alone():
-    # u is the constant D: A keeps straight lines to some roundings of the linear algebra of 64 levels.
-    exact, curve = _gaussian(64, 0.01 * torch.eye(64, dtype=F64))
-    found = smooth(curve)
-    torch.testing.assert_close(found.curve.eps2, exact, rtol=1e-9, atol=0)
-    assert (found.bias.abs() < 1e-9 * exact).all()
-    # Another curve, known to 1e-12 of its value: no penalty at all.
-    _, eps2 = _line_in_space(2)
-    found = smooth(ErrorCurve(SIGMA, eps2, 1e-12 * eps2, dim=2))
-    assert found.penalty == 0
-    torch.testing.assert_close(found.curve.eps2, eps2, rtol=1e-12, atol=0)
-
-
-# Independent errors of 20 %: 64 levels carry some tens of free parameters before, a few after. The sum of squares falls
-# by far more than half in any draw: 64 and 5 degrees of freedom, 5.7 and 1.6 standard deviations from 2 to 1.
-def test_smoothing_averages_independent_errors_and_says_by_how_much():
-    before, after, z = [], [], []
-    for seed in range(40):
-        exact, curve = _gaussian(64, 0.04 * torch.eye(64, dtype=F64), seed)
-        found = smooth(curve)
-        before.append((curve.eps2 / exact - 1).square().mean())
-        after.append((found.curve.eps2 / exact - 1).square().mean())
-        z.append((found.curve.eps2 - exact)[20:44:8] / found.curve.stderr[20:44:8])
-        assert (found.curve.stderr <= curve.stderr * (1 + 1e-9)).all() and (found.curve.eps2 >= 0).all()
-    assert torch.stack(after).mean() < 0.25 * torch.stack(before).mean()
-    # The penalty looks at the data, so standard errors at a fixed A are a little small: 1 becomes at most 1.5.
-    assert 0.6 < torch.stack(z).square().mean().sqrt() < 1.5
-
-
-def test_smoothing_knows_errors_that_move_together():
-    n = 48
-    x = _levels(0.01, 50.0, n).log()
-    smooth_noise = 0.04 * (-(x[:, None] - x).square() / 8).exp() + 1e-8 * torch.eye(n, dtype=F64)
-    _, curve = _gaussian(n, smooth_noise, 3)
-    independent = ErrorCurve(
-        curve.sigma, curve.eps2, curve.stderr, dim=3, total_variance=curve.total_variance
-    )
-    # The same curve: told that the bumps are noise it flattens them at least as much as if they were not.
-    assert smooth(curve).penalty >= smooth(independent).penalty * (1 - 1e-9)
-    bound = ErrorCurve(curve.sigma, curve.eps2, curve.stderr, 3, curve.total_variance, common_samples=True)
-    found = smooth(bound).curve
-    assert found.common_samples and torch.equal(found.eps2, smooth(independent).curve.eps2)
-    assert (found.stderr >= smooth(independent).curve.stderr * (1 - 1e-12)).all()
-
-
 # Training logs
 
 
@@ -600,8 +540,6 @@ BAD = {
     "this basis is one of (3, 3)": lambda: _bad(bases={"frequency": fourier_basis((3, 3))}),
     "basis = 'pixel'; this estimate has []": lambda: _bad().curve("pixel"),
     "rank = 73; x has 72 dimensions": lambda: pca_basis(X, 73),
-    "smoothing needs both": lambda: smooth(ErrorCurve(SIGMA, SIGMA)),
-    "eps2[-1] = 0.0": lambda: smooth(ErrorCurve(SIGMA, 0 * SIGMA, SIGMA, dim=1)),
     "within = 'bin'": lambda: amplitudes(fourier_basis((2, 6, 6)), X, within="bin"),
 }
 

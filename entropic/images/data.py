@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from entropic import _check
-from entropic.files import cache, environment_path, replaced
+from entropic.files import cache, environment_path, keep_arrays
 from entropic.images.downloads import download
 
 _FASHION_CLASSES = (
@@ -436,12 +436,7 @@ def _decoded(files, kept):
     """Images and labels of the JPEG files; kept at `kept`, if the cache can be written."""
     images = np.stack([_decode(path) for path, _ in files])
     labels = np.array([label for _, label in files], np.uint8)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(kept) as part, part.open("wb") as file:
-            np.savez(file, images=images, labels=labels)
-    except OSError as error:
-        warnings.warn(f"{kept} cannot be written ({error}); the next run decodes again", stacklevel=2)
+    keep_arrays(kept, images=images, labels=labels)
     return images, labels
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from entropic._check import check_finite, integer
-from entropic.files import cache, environment_path, replaced
+from entropic.files import cache, environment_path, keep_arrays
 from entropic.images.data import check_images, to_pixels, to_uint8
 from entropic.images.downloads import fetch
 from entropic.images.networks import classifier, dinov2
@@ -188,16 +188,7 @@ def statistics(
         arguments = {"weights": weights, "batch": batch, "device": device, "progress": progress}
         data = extract(data, extractor, **arguments)
     found = Statistics(*moments(data), len(data))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, mean=found.mean.numpy(), covariance=found.covariance.numpy(), count=found.count)
-    except OSError as error:
-        warnings.warn(
-            f"the statistics are not kept ({error}), and will be computed again; set ENTROPIC_CACHE to a folder "
-            "that can be written",
-            stacklevel=2,
-        )
+    keep_arrays(path, mean=found.mean.numpy(), covariance=found.covariance.numpy(), count=found.count)
     return found
 
 
