@@ -22,7 +22,7 @@ import torch
 
 from entropic.files import cache as cache_folder
 from entropic.images.networks.edm import Unsupported
-from entropic.images.networks.weights import load_weights, remembered_sha256, save_weights
+from entropic.images.networks.weights import load_weights, remember_sha256, remembered_sha256, save_weights
 
 __all__ = ["SnapshotError", "Stub", "load_snapshot", "read_pickle"]
 
@@ -32,6 +32,7 @@ _NOT_READ = (
     "pass one of those that `python -m entropic.images.networks.published` lists"
 )
 _MAX_STEPS = 500_000  # opcodes; a network has 20,000 to 100,000
+_PIECE = 1 << 20  # bytes: after a tensor of so many the pages of the mapped file are given back
 _MAX_DEPTH = 100  # objects inside one another; a network has some 20
 
 
@@ -85,14 +86,15 @@ def load_snapshot(path, *, dtype=torch.float32, device="cpu", cache=None):
                 network, tensors, info = _read_snapshot(data)
             kept = {"class": type(network).__name__, "config": network.config, "pickle_sha256": digest}
             try:
-                save_weights(conversion, tensors, {**kept, **info, "source": path.name})
+                made = save_weights(conversion, tensors, {**kept, **info, "source": path.name})
+                remember_sha256(conversion, record, made)
             except OSError as error:
                 warnings.warn(
                     f"{path.name} is loaded, but its conversion is not kept ({error}), and each call reads the "
                     "pickle again; pass a `cache`, or set ENTROPIC_CACHE, to a folder that can be written",
                     stacklevel=2,
                 )
-            tensors = {name: _held(value, dtype) for name, value in tensors.items()}
+            tensors = {name: _held(tensors.pop(name), dtype) for name in list(tensors)}  # one at a time twice
         info |= {"sha256": digest, "source": path.name}
     network.load_state_dict(tensors, assign=True)
     network.info = info
@@ -440,9 +442,14 @@ class _Machine:
         if not numel:
             return torch.empty(size, dtype=storage.dtype)
         start, end = (n * storage.dtype.itemsize for n in (offset, offset + reach))
-        return torch.frombuffer(bytearray(storage.content[start:end]), dtype=storage.dtype).as_strided(
-            size, stride
-        )
+        numbers = torch.frombuffer(bytearray(storage.content[start:end]), dtype=storage.dtype)
+        if (
+            end - start >= _PIECE
+            and isinstance(storage.content.obj, mmap.mmap)
+            and hasattr(mmap, "MADV_DONTNEED")
+        ):
+            storage.content.obj.madvise(mmap.MADV_DONTNEED)  # what was copied need not stay in memory twice
+        return numbers.as_strided(size, stride)
 
     def array(self, content, dtype, shape, order, axes=None):
         """An array of protocol 5. `axes`, where order is "K": the order of the axes, of lengths `shape` in memory."""

@@ -18,6 +18,7 @@ __all__ = [
     "load_weights",
     "plain_torch",
     "reading",
+    "remember_sha256",
     "remembered_sha256",
     "safe_tensors",
     "save_weights",
@@ -164,9 +165,14 @@ def remembered_sha256(path, record):
         return digest
     started, digest = time.time(), file_sha256(path)
     if _stamp(path) == before and started - before[-1] / 1e9 > _SETTLED:
-        with contextlib.suppress(OSError):
-            _remember(record, path, [*before, digest])
+        _remember(record, path, [*before, digest])
     return digest
+
+
+def remember_sha256(path, record, digest):
+    """Keep in `record`, for `remembered_sha256`, the sha256 of a file that this process has just moved to its place."""
+    path = Path(os.path.abspath(path))
+    _remember(Path(record), path, [*_stamp(path), digest])
 
 
 def _stamp(path):
@@ -189,7 +195,9 @@ def _known(record):
 
 def _remember(record, path, entry):
     known = {name: value for name, value in _known(record).items() if os.path.exists(name)}
-    write_atomically(record, json.dumps({**known, str(path): entry}, indent=1).encode())
+    with contextlib.suppress(OSError):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(record, json.dumps({**known, str(path): entry}, indent=1).encode())
 
 
 def fingerprint(network):

@@ -890,28 +890,46 @@ def _old_and_large(monkeypatch):
 @pytest.mark.usefixtures("old_and_large")
 def test_unchanged_files_are_hashed_once(tmp_path, edm2, monkeypatch):
     path = written(tmp_path / "a.pkl", s.snapshot(edm2, EDM2))
-    load_snapshot(path, cache=tmp_path)
-    first = load_snapshot(path, cache=tmp_path)
+    cache = tmp_path / "new"  # made by the first call, which keeps what it has hashed and what it has written
+    first = load_snapshot(path, cache=cache)
 
     def hashed(path):
         raise AssertionError(f"{path} was hashed again")
 
     with monkeypatch.context() as patch:
         patch.setattr(weights, "file_sha256", hashed)
-        assert torch.equal(denoised(load_snapshot(path, cache=tmp_path)), denoised(first))
+        assert torch.equal(denoised(load_snapshot(path, cache=cache)), denoised(first))
     # Another content of the same size, with the old time of change put back, is seen.
     kept, content = path.stat(), path.read_bytes()
     path.write_bytes(content[:-1] + b"N")
     os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
     with pytest.raises(SnapshotError):
-        load_snapshot(path, cache=tmp_path)
+        load_snapshot(path, cache=cache)
     path.write_bytes(content)
-    (conversion,) = (tmp_path / "snapshots").glob("*.safetensors")
+    (conversion,) = (cache / "snapshots").glob("*.safetensors")
     good = conversion.read_bytes()
     conversion.write_bytes(good[:-2] + b"\0\0")
     with pytest.warns(UserWarning, match="made anew"):
-        load_snapshot(path, cache=tmp_path)
+        load_snapshot(path, cache=cache)
     assert conversion.read_bytes() == good
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from /proc")
+def test_a_pickle_is_not_held_twice(tmp_path):
+    """96 MB of tensors, copied out of the mapped file: its pages are given back on the way."""
+    size, count = 12 << 20, 8
+    path = written(tmp_path / "a.pkl", [torch.zeros(size // 4) for _ in range(count)])
+    code = (
+        "import re, torch\nfrom entropic.images.networks.snapshot import read_pickle\n"
+        "def peak():\n"
+        "    with open('/proc/self/status') as file:\n"
+        "        return 1024 * int(re.search('VmHWM: *(\\d+)', file.read().replace('\\t', ' '))[1])\n"
+        f"before = peak()\nfound = read_pickle({str(path)!r})\nprint(peak() - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    # The tensors themselves, one of them once more in the file's pages, and what Python needs for the reader.
+    assert int(run.stdout) < size * (count + 2) + (8 << 20)
 
 
 def test_new_files_are_hashed_again(tmp_path, monkeypatch):
