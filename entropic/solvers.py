@@ -354,14 +354,16 @@ def _walk(solver, denoiser, x, sigmas, generator, callback, churn=None):
 def _noise_source(x, generator):
     """A function that draws standard normal noise like x, from one generator or from one for each row.
 
-    It is drawn where the generator lives: a generator on the CPU gives the same noise to x on any device.
+    It is drawn where the generator lives: a generator on the CPU gives the same noise to x on any device. It is drawn
+    in x's type, or in `generator.noise_dtype` where the generator has that attribute: another type is another stream.
     """
 
     def draw(shape, one):
-        return torch.randn(shape, generator=one, dtype=x.dtype, device=one.device)
+        kind = getattr(one, "noise_dtype", x.dtype)
+        return torch.randn(shape, generator=one, dtype=kind, device=one.device)
 
     if isinstance(generator, torch.Generator):
-        return lambda: draw(x.shape, generator).to(x.device)
+        return lambda: draw(x.shape, generator).to(x)
     rows = list(generator) if isinstance(generator, Sequence) and not isinstance(generator, str) else None
     if rows is None or not all(isinstance(one, torch.Generator) for one in rows):
         raise ValueError(
@@ -370,7 +372,7 @@ def _noise_source(x, generator):
         )
     if len(rows) != len(x):
         raise ValueError(f"generator holds {len(rows)} generators for {len(x)} rows of x; pass one for each")
-    return lambda: torch.stack([draw(x.shape[1:], one) for one in rows]).to(x.device)
+    return lambda: torch.stack([draw(x.shape[1:], one) for one in rows]).to(x)
 
 
 def _describe(x):

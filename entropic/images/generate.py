@@ -70,8 +70,9 @@ def generate(
     `num_classes` (drawn though `labels` (N,) replaces it; 0 where num_classes = 0), then what the sampler draws.
     The noise is drawn in `network.noise_dtype`, float64 where the network has no such attribute, and the arithmetic
     goes on in float64. The published networks of EDM and EDM2 say float32: a seed then has the noise and the class
-    that the official samplers give it on a CPU. What the sampler draws is float64, as in EDM's own; EDM2's own
-    draws its churn in float32, so only its samples without churn agree.
+    that the official samplers give it on a CPU. What the sampler draws is drawn in `network.step_noise_dtype`, float64
+    where there is none. EDM2 says float32, as its own sampler draws; EDM says float64, but its own sampler draws also
+    at steps without churn, so that the samples agree only where every step has churn.
     The network always gets `chunk` rows, the last ones padded, so that the arithmetic of an image is the same
     however many are made, and a compiled network sees one shape: bit for bit for any `batch` (images in memory
     together, in whole chunks), and for any order, subset or neighbours too where the network treats all rows of a
@@ -228,9 +229,15 @@ def local_device():
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+class _Generator(torch.Generator):
+    """A generator that tells a sampler the type in which to draw: `noise_dtype`."""
+
+
 def _sample(network, sigmas, seeds, sampler, given, chunk, device):
     """States float64 at sigma 0, on the device, and classes of a few seeds."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = [_Generator().manual_seed(seed) for seed in seeds]
+    for one in generators:
+        one.noise_dtype = getattr(network, "step_noise_dtype", torch.float64)
     kind, here = getattr(network, "noise_dtype", torch.float64), {"device": "cpu"}
     noise = [torch.randn(network.shape, generator=one, dtype=kind, **here) for one in generators]
     noise = torch.stack(noise).to(torch.float64)

@@ -578,6 +578,34 @@ def test_seeds_of_edm_give_the_official_images():
     assert np.array_equal(make(sigmas=edm_sigmas(18)).images.numpy(), wanted["images"])
 
 
+def test_seeds_of_edm2_give_the_official_images_with_churn():
+    wanted, network = _oracle("tiny-sampler"), _published(Precond, "tiny")
+    churn = {"s_churn": 40, "s_min": 0.05, "s_max": 50, "s_noise": 1.003}
+    sampler = functools.partial(samplers.sample_heun, **churn)
+    made = generate(network, edm_sigmas(8), wanted["seeds"], sampler=sampler, output="float32")
+    assert np.abs(made.images.numpy() - wanted["churn8"]).max() < 2e-5 * np.abs(wanted["churn8"]).max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, None])
+def test_a_sampler_draws_in_the_type_that_the_network_names(dtype):
+    network, states = _Gaussian(), []
+    if dtype is not None:
+        network.step_noise_dtype = dtype
+
+    def sampler(denoiser, x, sigmas, generator):
+        churn = {"s_churn": 2.0, "generator": generator, "callback": lambda step: states.append(step.x)}
+        return samplers.sample_heun(denoiser, x, sigmas, **churn)
+
+    generate(network, [1.0, 0.0], [5], sampler=sampler)
+    generator = torch.Generator().manual_seed(5)
+    start = torch.randn(2, 4, 4, generator=generator, dtype=torch.float64)
+    torch.randint(3, (), generator=generator)
+    noise = torch.randn(2, 4, 4, generator=generator, dtype=dtype or torch.float64).double()
+    raised = math.sqrt(2)  # of the level 1, by the largest share that churn takes
+    assert states[0].dtype == torch.float64
+    torch.testing.assert_close(states[0][0], start + math.sqrt(raised**2 - 1) * noise, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, None])
 def test_noise_is_drawn_in_the_type_that_the_network_names(dtype):
     network = _Gaussian()
@@ -593,3 +621,5 @@ def test_noise_is_drawn_in_the_type_that_the_network_names(dtype):
 def test_which_networks_name_which_type():
     assert SmallUNet.noise_dtype == torch.float64  # the results that the book records
     assert EDMPrecond.noise_dtype == VPPrecond.noise_dtype == Precond.noise_dtype == torch.float32
+    assert EDMPrecond.step_noise_dtype == VPPrecond.step_noise_dtype == torch.float64
+    assert Precond.step_noise_dtype == torch.float32

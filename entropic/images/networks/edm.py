@@ -28,10 +28,11 @@ class Denoiser(nn.Module):
     is set and x is on a CUDA device. ValueError: x, sigma or label of a wrong shape or dtype; sigma not finite or
     not above 0; a label outside the classes. Values are not looked at under torch.compile, nor on the meta device.
     Subclasses define `coefficients` and `raw`. `noise_dtype` is the type in which `generate` draws the noise of a
-    seed: float32, as the official samplers do. Source: Karras et al. 2022, eq. 7.
+    seed, float32, and `step_noise_dtype` the one in which a sampler then draws, float64 (EDM2: float32), as the
+    official samplers do. Source: Karras et al. 2022, eq. 7.
     """
 
-    noise_dtype = torch.float32
+    noise_dtype, step_noise_dtype = torch.float32, torch.float64
 
     def __init__(self, img_resolution, img_channels, label_dim, use_fp16, sigma_data):
         super().__init__()

@@ -37,6 +37,8 @@ class Precond(Denoiser):
     `sigma_data` is the data's standard deviation. Sources: Karras et al. 2024, figure 21; Karras et al. 2022, table 1.
     """
 
+    step_noise_dtype = torch.float32
+
     def __init__(
         self,
         img_resolution,
