@@ -1,6 +1,8 @@
-"""From a denoiser's squared error to the conditional entropy H[x_0 | x_t], its rate, and times that follow.
+"""The conditional entropy H[x_0 | x_t], its rate, and the times phi(sigma) that follow from a denoiser's squared error.
 
-All entropies are in nats, eps2 = E||x_0 - D(x; sigma)||^2 is summed over dimensions, sigma is in data units.
+eps2 = E||x_0 - D(x; sigma)||^2 is summed over dimensions, in squared data units. Entropies are in nats. sigma is in
+data units. Functions raise ValueError for arguments that are not finite, negative where they may not be, or of other
+shapes.
 """
 
 import math
@@ -17,14 +19,18 @@ from entropic.times import POWER, Time, cumulative, power_of, spline_increments
 def rate_from_scores(process, t, conditional, marginal):
     """dH/dt = (g^2 / 2) (E||grad log p(x_t | x_0)||^2 - E||grad log p_t||^2), nats per unit of t; eq. 10.
 
-    `conditional` = D / (s sigma)^2 and `marginal` are the two mean squared norms at `t`, shaped alike.
+    `conditional` and `marginal` are the two mean squared norms at the times `t`, in this order, all of one shape; the
+    first is D / (s sigma)^2 in D dimensions.
     """
     gap = as_float64("conditional", conditional) - as_float64("marginal", marginal)
     return process.diffusion(t).square() / 2 * gap
 
 
 def rate_from_marginal_score(process, t, marginal, dim):
-    """dH/dt = (sigma'/sigma) (dim - s^2 sigma^2 E||grad log p_t||^2), nats per unit of t; eq. 11."""
+    """dH/dt = (sigma'/sigma) (dim - s^2 sigma^2 E||grad log p_t||^2), nats per unit of t; eq. 11.
+
+    `marginal` is the mean squared norm of the score at the times `t`, shaped like them; `dim` is D.
+    """
     sigma = process.sigma(t)
     norm = as_float64("marginal", marginal)
     variance = (process.s(t) * sigma).square()
@@ -32,15 +38,15 @@ def rate_from_marginal_score(process, t, marginal, dim):
 
 
 def rate_from_eps2(sigma, eps2):
-    """dH/dsigma = eps2 / sigma^3, nats per unit of sigma; eq. 13. Multiply by sigma'(t) for dH/dt."""
+    """dH/dsigma = eps2 / sigma^3, nats per unit of sigma; eq. 13. Times sigma'(t) it is dH/dt."""
     sigma, eps2 = levels(sigma), mean_square("eps2", eps2)
     return eps2 / sigma**3
 
 
 def score_norms(process, mixture, t):
-    """Both mean squared score norms of eq. 10 for a one-dimensional mixture, by quadrature at times t (n,).
+    """E||grad log p(x_t | x_0)||^2 and E||grad log p_t||^2 of eq. 10 for a one-dimensional mixture, at times t (n,).
 
-    Returns (conditional, marginal), (n,) each, in the frame of x_t, whose score is that of x_t / s, over s.
+    Both are tensors (n,), made by quadrature. The mixture knows the score of x_t / s; that of x_t is 1 / s times it.
     """
     t = as_float64("t", t).reshape(-1)
     s, sigma = process.s(t), process.sigma(t)
@@ -56,13 +62,13 @@ def score_norms(process, mixture, t):
     return 1 / (s * sigma).square(), torch.cat(norms) / s.square()
 
 
-# The squared error behind a training loss (appendix F); losses are summed over dimensions
+# The squared error behind a training loss (appendix F). Every loss is summed over dimensions.
 
 
 def eps2_from_edm_loss(loss, sigma, sigma_data=0.5):
     """eps2 = loss / lambda, lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2: EDM's weighted loss.
 
-    `loss` is lambda E||D - x_0||^2 at `sigma`, without EDM2's learned uncertainty. Source: appendix F.
+    `loss` is lambda E||D - x_0||^2 at `sigma`, before EDM2 divides it by its learned uncertainty. Source: appendix F.
     """
     sigma, data = levels(sigma), positive("sigma_data", sigma_data)
     return mean_square("loss", loss) * (sigma * data).square() / (sigma.square() + data**2)
@@ -96,13 +102,15 @@ class Tails(NamedTuple):
 class ErrorCurve:
     """The squared error eps2 of a denoiser at noise levels `sigma`, with its standard error.
 
-    sigma (n,) ascends, above 0, n >= 4; eps2 (n,) >= 0; stderr (n,) >= 0 or None. Everything derived from the
-    curve but `spectral` is linear in eps2, so standard errors propagate exactly: independently from level to
-    level, or with the `covariance` (n, n) of eps2, given in place of stderr. With `common_samples=True` (the
-    same samples at every level, as GaussianMixture.eps2_monte_carlo draws them) stderr propagates as the
-    bound sum |weight| stderr that holds for any correlation. `directions` (n, m) splits eps2 over directions
-    of the data space, for `spectral`. `dim` (D) and `total_variance` (the trace of the data's covariance) are
-    needed only by `tails`. ValueError for anything else.
+    sigma (n,) ascends and is above 0, n >= 4. eps2 (n,) is at least 0, as is stderr (n,) where it is given.
+    `directions` (n, m) are the parts of eps2 along directions of the data space; `spectral` needs them. `dim` (D) and
+    `total_variance` (the trace of the data's covariance) give the bounds of `tails`.
+
+    All that is derived from the curve, except `spectral`, is linear in eps2, so that a standard error of w @ eps2 is
+    exact. There are three cases. The errors of the levels are independent: pass `stderr`. They are correlated: pass
+    their `covariance` (n, n) in place of stderr. They come from the same samples and their correlation is not known:
+    pass `stderr` and `common_samples=True`; the standard error is then the bound sum |w| stderr, which holds for any
+    correlation. ValueError: other shapes or signs, levels that do not ascend, parts that do not sum to eps2.
     """
 
     def __init__(
@@ -158,9 +166,9 @@ class ErrorCurve:
     def time(self, kind, rule="spline"):
         """The `Time` of a kind ("entropic" or "rescaled"), by one of two rules of integration.
 
-        "spline", order 4: the integral over log sigma of the integrand's not-a-knot cubic spline; where noise
-        would make an increment of phi negative, or both ends are 0, the trapezoid takes that interval.
-        "left", order 1: the left Riemann sum over sigma of Algorithm 2, linear between levels (Algorithm 1).
+        "spline", of order 4: the not-a-knot cubic spline of the integrand in log sigma is integrated. An interval on
+        which noise would make phi fall, or on which the integrand is 0 at both ends, is integrated by the trapezoid.
+        "left", of order 1: the left Riemann sum over sigma of Algorithm 2; phi is linear between levels (Algorithm 1).
         """
         phi, slope, increments, slopes = self._integrated(power_of(kind), rule, self.eps2[:, None])
         linear = None
@@ -173,9 +181,10 @@ class ErrorCurve:
     def spectral(self, amplitudes, rule="spline"):
         """Spectral rescaled entropic time: every direction's rescaled entropy normalised, then weighted.
 
-        phi = sum_d amplitudes[d] phi_d(sigma) / phi_d(sigma[-1]), phi_d that of `directions[:, d]`;
-        amplitudes (m,) >= 0, the data's. A direction without error at any level has no time of its own and is
-        left out. Ratios are not linear in eps2: this time carries no standard error. Source: section 5.4.
+        phi = sum_d amplitudes[d] phi_d(sigma) / phi_d(sigma[-1]), where phi_d is the rescaled time of
+        `directions[:, d]`, and amplitudes (m,) >= 0 are those of the data. A direction without error at any level has
+        no time of its own and is left out. Ratios are not linear in eps2, so this time has no standard error.
+        ValueError: a curve without directions, amplitudes that do not fit them. Source: section 5.4.
         """
         if self.directions is None:
             raise ValueError("directions = None in this curve; pass ErrorCurve the error by direction (n, m)")
@@ -219,19 +228,20 @@ class ErrorCurve:
         return cumulative(increments(eps2)), slope, increments, slopes
 
     def tails(self, kind, entropy=None):
-        """What phi lacks outside [sigma[0], sigma[-1]]: `Tails(below, above)`, each (lower, upper).
+        """Bounds of what phi lacks outside [sigma[0], sigma[-1]]: `Tails(below, above)`, each (lower, upper).
 
-        With snr = 1 / sigma^2 and m(snr) = eps2, m' = -E||Cov[x_0 | x]||_F^2 <= -m^2 / D, because a
-        covariance has ||C||_F^2 >= (tr C)^2 / D, and E (tr C)^2 >= m^2. So (1/m)' >= 1/D, and one known value
-        m_0 = m(snr_0) gives, with a = D / m_0 - snr_0, m <= D / (a + snr) above snr_0 and m >= D / (a + snr)
-        below it. At snr = 0 the value is the total variance V, hence also m <= D / (D / V + snr). Integrated,
-        with dphi = m d(1/sigma) (rescaled) and m d(snr) / 2 (entropic); exact for Gaussian data N(., c^2 I).
+        Let snr = 1 / sigma^2 and m(snr) = eps2. Then m' = -E||Cov[x_0 | x]||_F^2 <= -m^2 / D, because a covariance C
+        has ||C||_F^2 >= (tr C)^2 / D, and E (tr C)^2 >= m^2. Hence (1 / m)' >= 1 / D. One known value
+        m_0 = m(snr_0) and a = D / m_0 - snr_0 therefore give m <= D / (a + snr) at every snr above snr_0, and
+        m >= D / (a + snr) at every snr below it. At snr = 0, m is the total variance V: m <= D / (D / V + snr).
+        These are integrated with dphi = m d(1 / sigma) for the rescaled time and m d(snr) / 2 for the entropic one.
+        They are exact for Gaussian data N(., c^2 I).
 
-        below: from 0 (reached by point masses) to D / sqrt(a) arctan(sqrt(a) sigma[0]) for the rescaled time.
-        The entropic time has no upper bound there, as a differential entropy falls to -infinity, unless
-        `entropy`, the entropy in nats of discrete data, is given. Without `dim` upper bounds below are
-        infinite and those above use m_0 <= m <= V; without `total_variance` the one above is infinite.
-        The bounds take eps2 as exact: they leave out its standard error.
+        `below` of the rescaled time runs from 0, which point masses reach, to D / sqrt(a) arctan(sqrt(a) sigma[0]).
+        `below` of the entropic time has no upper bound, as a differential entropy falls to -infinity, unless the data
+        are discrete and their `entropy`, in nats, is given. Without `dim` the upper bounds below are infinite, and
+        those above use m_0 <= m <= V. Without `total_variance` the upper bound above is infinite.
+        The bounds take eps2 as exact; its standard error is left out.
         """
         power = power_of(kind)
         low, high = self.sigma[0].item(), self.sigma[-1].item()

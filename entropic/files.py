@@ -39,10 +39,9 @@ _PAUSE = 5.0  # seconds between two writes of an `ArrayStore`
 def environment_path(name):
     """The absolute path that the environment variable `name` holds; None where it is unset or empty.
 
-    `~` is expanded, and a relative path is taken from the working directory of the first use (of the import of this
-    module for the variables that this package reads). The variable is then set to the absolute path, so that neither
-    a later change of directory nor a child process with another one gives it another meaning.
-    ValueError: a `~` whose home folder is not known.
+    `~` is expanded. A relative path is taken from the working directory at the first use; for the variables that this
+    package reads, that is the import of this module. The variable is then set to the absolute path, so that it means
+    the same after a change of directory and in a child process. ValueError: a `~` whose home folder is not known.
     """
     value = os.environ.get(name)
     if not value:
@@ -131,10 +130,11 @@ _told = set()  # folders of which it was said that they cannot be written
 
 
 def keep(path, write):
-    """Write a file of a cache, where that is possible; whether it was.
+    """Write a file of a cache where that is possible; True if it was written.
 
-    `write` is bytes, or a function of the temporary path that writes them there. Missing folders are made. Where the
-    cache cannot be written (it is read-only, or full), one warning a folder says so, and the caller goes on.
+    `write` is bytes, or a function that writes them to the temporary path that it is given. Missing folders are made.
+    Where the cache cannot be written (it is read-only, or full), a warning says so once for each folder, and the
+    caller goes on.
     """
     path = Path(path)
     try:
@@ -158,7 +158,7 @@ def keep(path, write):
 
 @contextlib.contextmanager
 def only_writer(folder, what):
-    """Hold the lock of a folder for the block; ValueError, which says `what` writes there, if another has it."""
+    """Hold the lock of a folder for the block. ValueError: another process holds it; `what` says what writes there."""
     folder = Path(folder)
     lock = FileLock(folder / ".lock")
     try:
@@ -186,9 +186,9 @@ def file_sha256(path):
 
 
 def load_arrays(path):
-    """All arrays of an .npz file, by name. ValueError, which names the file: it is no npz, or a damaged one.
+    """All arrays of an .npz file, by name. ValueError: a file that is no npz, or a damaged one; the message names it.
 
-    OSError: it is not there or may not be read.
+    OSError: the file is not there or may not be read.
     """
     content = Path(path).read_bytes()
     try:
@@ -211,12 +211,12 @@ def keep_arrays(path, **arrays):
 class ArrayStore:
     """Arrays that a long computation fills step by step, kept in one .npz, so that a stopped run goes on.
 
-    `state`: arrays by name; those of the file are copied into them. `key`: what the arrays belong to, by name, as
-    JSON holds it: arguments, seeds, sha256 of contents (see `entropic.identity.content_sha256`). `probes`: arrays by
-    name that must agree with the file's to 1e-6, for functions that are known by an answer. `what`: whose store it
-    is, for messages. With `path` None nothing is kept.
+    `state`: the arrays, by name; where there is a file, its arrays are copied into them. `key`: what the arrays belong
+    to, by name, as JSON can hold it: arguments, seeds, the sha256 of contents (`entropic.identity.content_sha256`).
+    `probes`: arrays by name that must agree with those of the file to 1e-6; a function is known by its answer to a
+    fixed question. `what`: the kind of computation, for messages. Where `path` is None nothing is kept.
 
-    A damaged store is told in a warning and computed anew; a folder that cannot be written is told in a warning.
+    A damaged store is computed anew, and a folder that cannot be written is left, each with a warning.
     ValueError: the file is something else, or was made with another key; it stays as it is.
     """
 
@@ -276,5 +276,5 @@ class ArrayStore:
         began = time.monotonic()
         keep_arrays(self._path, **self._fixed, **self._state)
         self._last = time.monotonic()
-        # A large store may take long to write: never more than a twentieth of the time.
+        # A large store may take long to write. Writing shall take at most a twentieth of the time.
         self._pause = max(_PAUSE, 20 * (self._last - began))

@@ -1,4 +1,4 @@
-"""The identity of what computes: a sha256 of weights, arrays, settings and code, never of a name or a printed form."""
+"""By what a computation recognises its own results: a sha256 of weights, arrays, settings and code, never of a name."""
 
 import copyreg
 import dis
@@ -20,18 +20,19 @@ _PLAIN = (type(None), type(...), type(NotImplemented), bool, int, float, complex
 def content_sha256(value, name="value"):
     """The sha256 (64 hexadecimal digits) of everything that decides what `value` computes.
 
-    A tensor or array counts by its type, shape and every byte, wherever it lies. A module, or any other object, counts
-    by its class and all its attributes: parameters, buffers (the non-persistent ones too), submodules, hooks, numbers,
-    texts. A function counts by its code, defaults, closure and the global variables that it reads; a partial by its
-    function and arguments; a method by its object, too. Functions and classes of an installed package (or of this
-    one) count by their full name, so that a new version of the package does not change the identity.
+    A tensor or array is described by its type, shape and every byte, on whatever device it lies. A module, or any other
+    object, is described by its class and all its attributes: parameters, buffers (also those that are not persistent),
+    submodules, hooks, numbers, texts. A function is described by its code, defaults, closure and the global variables
+    that it reads, a partial by its function and arguments, a method by its function and its object. Functions and
+    classes of an installed package, and of this one, are described by their full name, so that a new version of the
+    package does not change the digest.
 
-    The order of keywords, attributes and sets does not count; the order of a dict does. Equal contents give equal
-    digests in every process of one Python version. What a function imports, reads from a file or draws while it runs
-    is not seen. An object that changes while it computes, such as one that counts its calls, has another digest later.
+    The order of keywords, attributes and members of a set does not matter; that of a dict does. Equal contents have
+    equal digests in every process of one Python version. What a function imports, reads from a file or draws while it
+    runs is not seen. An object that changes while it computes, say one that counts its calls, gets another digest.
 
-    `name` is what the error calls the value. ValueError: it holds something whose content cannot be told, such as a
-    lock, an open file, a generator or a compiled script; the message says where.
+    ValueError: the value holds something whose content cannot be read, such as a lock, an open file, a generator or a
+    compiled script. The message calls the value `name` and says where in it that is.
     """
     try:
         return _Walk().digest(value, (name,)).hex()
@@ -40,11 +41,11 @@ def content_sha256(value, name="value"):
 
 
 class _Walk:
-    """One descent through a value; each part has a digest of its own, made of its kind and the digests of its parts."""
+    """One walk through a value. Every part has a digest, made of its kind and of the digests of its own parts."""
 
     def __init__(self):
-        self.done = {}  # id -> (value, digest); holding the value keeps its id from being given to another
-        self.open = {}  # id -> depth, of what is being described now: a part that contains itself meets it again
+        self.done = {}  # id -> (value, digest); while the value is held, no other object gets its id
+        self.open = {}  # id -> depth, of what is being described now: a part that contains itself finds itself here
 
     def digest(self, value, where):
         if isinstance(value, _PLAIN) and type(value) in _PLAIN:
@@ -96,7 +97,7 @@ class _Walk:
         return self.object(value, where)
 
     def all(self, kind, parts, where, keyed=None):
-        """The digest of parts in order; of a dict, keys and values take turns."""
+        """The digest of parts in their order; those of a dict are its keys and values in turn."""
         steps = range(len(parts)) if keyed is None else [key for key in keyed for _ in range(2)]
         return _sha256(
             kind,
@@ -229,7 +230,7 @@ def _filled(cell):
 
 
 def _globals(function):
-    """The global variables that a function reads, by name; and those of modules of the user that it looks into."""
+    """The global variables that a function reads, by name, and what it reads of modules that are not installed."""
     found, codes = {}, [function.__code__]
     while codes:
         code = codes.pop()

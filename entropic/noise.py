@@ -10,12 +10,13 @@ from entropic._check import as_float64, check_finite, integer, positive, sigma_r
 class Process:
     """A forward SDE dX = (s'/s) X dt + s sqrt(2 sigma' sigma) dW with p(x_t | x_0) = N(s x_0, s^2 sigma^2 I).
 
-    `s`, `sigma` and `t_of_sigma` map float64 tensors to tensors of the same shape, entry by entry, and are
-    written in torch operations: forward-mode differentiation then gives their exact derivatives. sigma
-    increases. Times lie in [t_min, t_max]. An end where sigma is 0 or infinite is a limit: sigma is known
-    there, drift and diffusion need not be. `knots` are the times that have only one-sided derivatives
-    (those from the right are used); quadrature should split there. Methods take numbers, arrays or tensors and
-    raise ValueError outside the interval. Source: section 2, in the notation of Karras et al. (2022), eq. 4.
+    `s`, `sigma` and `t_of_sigma` map float64 tensors to tensors of the same shape, entry by entry. They are written in
+    torch operations, so that forward-mode differentiation gives their exact derivatives. Times t lie in
+    [t_min, t_max], and sigma increases with t. At an end where sigma is 0 or infinite, sigma has its limit, while
+    drift and diffusion may have none. At the times `knots` the functions have one derivative from the left and
+    another from the right; the latter is used, and a quadrature should be split there.
+    Methods take numbers, arrays or tensors. ValueError: a time outside [t_min, t_max], a noise level outside its
+    range, a value that is not finite. Source: section 2, in the notation of Karras et al. (2022), eq. 4.
     """
 
     def __init__(self, name, s, sigma, t_of_sigma, t_min, t_max, knots=None):
@@ -65,10 +66,10 @@ class Process:
         return self._finite("diffusion", t, self._s(t) * product.sqrt())
 
     def coefficients_in_time(self, t, rate):
-        """Drift factor and diffusion in another time tau with dtau/dt = rate > 0, at the moments t.
+        """(s'/s / rate, g / sqrt(rate)): drift factor and diffusion at t in another time tau, dtau/dt = rate > 0.
 
-        Returns (s'/s / rate, g / sqrt(rate)). Source: Definition 4.1; with the rate of the conditional
-        entropy these are the coefficients that Theorem 5.2 says no change of time alters.
+        Where `rate` is that of the conditional entropy, Theorem 5.2 says that these two are the same for all processes
+        that differ by a change of time. Source: Definition 4.1.
         """
         rate = as_float64("rate", rate)
         if not (rate > 0).all():
@@ -140,7 +141,7 @@ def vp_linear(beta_d=19.9, beta_min=0.1):
 
     def t_of_sigma(sigma):
         log_variance = torch.log1p(sigma.square())
-        # The root written without a difference of near-equal numbers, for small sigma.
+        # The root of the quadratic equation, in the form without a difference of nearly equal numbers.
         return 2 * log_variance / (beta_min + (beta_min**2 + 2 * beta_d * log_variance).sqrt())
 
     return Process("VP linear", _preserving(sigma), sigma, t_of_sigma, 0.0, 1.0)
@@ -180,8 +181,8 @@ def iddpm(M=1000):
 
     u_M = 0, u_{j-1}^2 + 1 = (u_j^2 + 1) / max(abar_{j-1} / abar_j, 0.001), with
     abar_j = sin^2(pi/2 j / (1.008 M)).
-    Between entries log sigma is linear in t (entry k = 0 has sigma = 0, so t starts at 1/M); the entries are
-    the `knots`. s = 1 / sqrt(1 + sigma^2). Source: Karras et al. (2022), table 1 and appendix C.3.
+    Between two entries log sigma is linear in t, and the entries are the `knots`. Entry k = 0 has sigma = 0, so that
+    t starts at 1 / M. s = 1 / sqrt(1 + sigma^2). Source: Karras et al. (2022), table 1 and appendix C.3.
     """
     M = integer("M", M, 3)
     alpha_bar = torch.sin(math.pi / 2 * torch.arange(M + 1, dtype=torch.float64) / (M * 1.008)).square()
@@ -205,7 +206,7 @@ def iddpm(M=1000):
 
 
 def flow_matching():
-    """s = 1 - t, sigma = t / (1 - t), t in [0, 1]: x_t = (1 - t) x_0 + t z (Lipman et al. 2023, from the data on)."""
+    """s = 1 - t, sigma = t / (1 - t), t in [0, 1]: x_t = (1 - t) x_0 + t z (Lipman et al. 2023; t = 0 are the data)."""
     return Process(
         "flow matching", lambda t: 1 - t, lambda t: t / (1 - t), lambda sigma: 1 / (1 + 1 / sigma), 0.0, 1.0
     )
@@ -214,9 +215,9 @@ def flow_matching():
 def change_of_time(process, phi, phi_inverse):
     """The same SDE in the time tau = phi(t): s(phi_inverse(tau)) and sigma(phi_inverse(tau)).
 
-    `phi` and `phi_inverse` are increasing, inverse to each other, and act entry by entry on float64 tensors
-    in torch operations (phi_inverse is differentiated). Kernels agree: p_t(x | x_0) = q_phi(t)(x | x_0).
-    ValueError unless both properties hold at 64 moments. Source: Definitions 4.1 and 4.2.
+    `phi` and `phi_inverse` increase and are inverse to each other. They act entry by entry on float64 tensors, in torch
+    operations, as phi_inverse is differentiated. The kernels agree: p_t(x | x_0) = q_phi(t)(x | x_0).
+    ValueError: one of the two properties does not hold at one of 64 times. Source: Definitions 4.1 and 4.2.
     """
     ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
     probe = torch.linspace(0.0, 1.0, 65, dtype=torch.float64)[:-1]

@@ -1,4 +1,4 @@
-"""Schedules and error curves on disk: exact, checked when read, with what they were made from."""
+"""Schedules and error curves on disk: read back bit for bit, checked by a sha256, with what they were made from."""
 
 import datetime
 import hashlib
@@ -30,12 +30,13 @@ __all__ = [
 
 
 def save_schedule(path, sigmas, **provenance):
-    """Write sigmas (N + 1,) to `path` (*.json): exact decimals, their sha256 and all that is told of them.
+    """Write sigmas (N + 1,) to `path` (*.json) as exact decimals, with their sha256 and their provenance.
 
-    `provenance`: whatever JSON holds, by name: schedule, solver, metric, alpha, commit, .... An `ErrorCurve` in it
-    is kept as its `curve_sha256`. n, sigma_min and sigma_max are read off the sigmas; version and date (UTC) are
-    added unless given. The file is replaced as a whole or not at all. ValueError: another suffix; sigmas that no
-    sampler takes; provenance that JSON does not hold, or that contradicts the sigmas.
+    `provenance` is what JSON can hold, by name: schedule, solver, metric, alpha, commit and so on. Of an `ErrorCurve`
+    its `curve_sha256` is kept. n, sigma_min and sigma_max are taken from the sigmas. The version of this package and
+    the date (UTC) are added unless they are given. The file is replaced as a whole or not at all.
+    ValueError: another suffix; sigmas that no sampler takes; provenance that JSON cannot hold, or that contradicts the
+    sigmas.
     """
     path = _suffixed(path, ".json")
     write_atomically(path, schedule_text(sigmas, **provenance).encode())
@@ -61,8 +62,8 @@ def schedule_text(sigmas, **provenance):
 def load_schedule(path):
     """(sigmas (N + 1,) float64, provenance), as `save_schedule` wrote them, bit for bit.
 
-    ValueError names the file and what is wrong with it: truncated, altered, NaN, not descending to 0.
-    FileNotFoundError: there is none.
+    ValueError: a file that is truncated or altered, or whose sigmas are not numbers that descend to 0; the message
+    names the file. FileNotFoundError: there is no such file.
     """
     path = Path(path)
     try:
@@ -90,7 +91,7 @@ def load_schedule(path):
 
 
 class SavedCurve(NamedTuple):
-    """What `load_curve` returns: the `ErrorCurve`, and (m,) tensors of its directions or None."""
+    """What `load_curve` returns: an `ErrorCurve`, two tensors (m,) of its directions or None, and its provenance."""
 
     curve: ErrorCurve
     multiplicity: torch.Tensor | None
@@ -99,11 +100,11 @@ class SavedCurve(NamedTuple):
 
 
 def save_curve(path, curve, *, multiplicity=None, amplitudes=None, **provenance):
-    """Write an `ErrorCurve` to `path` (*.npz), bit for bit, with a sha256 of all of it.
+    """Write an `ErrorCurve` to `path` (*.npz), bit for bit, with a sha256 of the whole content.
 
-    multiplicity (m,) > 0, the basis vectors behind each of the curve's directions, and amplitudes (m,) >= 0, the
-    data's, as `Basis.multiplicity` and `amplitudes` of `entropic.bases` give them. `provenance`, version, date
-    and errors: as `save_schedule`.
+    multiplicity (m,) > 0 is the number of basis vectors behind each of the curve's directions, and amplitudes (m,) >= 0
+    are those of the data: `Basis.multiplicity` and `amplitudes` of `entropic.bases`. `provenance` and ValueError are as
+    in `save_schedule`.
     """
     path = _suffixed(path, ".npz")
     arrays = _arrays(curve)
@@ -116,7 +117,7 @@ def save_curve(path, curve, *, multiplicity=None, amplitudes=None, **provenance)
 
 
 def load_curve(path):
-    """The `SavedCurve` of `save_curve`, bit for bit. ValueError: a truncated, altered or impossible one."""
+    """The `SavedCurve` that `save_curve` wrote, bit for bit. ValueError: a truncated or altered file, or no curve."""
     path = Path(path)
     try:
         arrays = load_arrays(path)
@@ -147,7 +148,7 @@ def _arrays(curve):
     if not isinstance(curve, ErrorCurve):
         raise ValueError(f"curve = {curve!r}; pass an entropic.ErrorCurve")
     kept = {"sigma": curve.sigma, "eps2": curve.eps2, "directions": curve.directions}
-    # Of a covariance the standard errors follow, and the curve takes one or the other.
+    # Standard errors follow from a covariance, and `ErrorCurve` takes one of the two.
     kept |= {"stderr": curve.stderr} if curve.covariance is None else {"covariance": curve.covariance}
     arrays = {name: value.cpu().numpy() for name, value in kept.items() if value is not None}
     if curve.dim is not None:
@@ -190,7 +191,7 @@ def _suffixed(path, suffix):
 
 
 def _told(provenance):
-    """What is told of a file, fit for JSON, with the version and the date where they are not given."""
+    """The provenance of a file as JSON can hold it, with version and date where they are not given."""
     told = {}
     for name, value in provenance.items():
         if isinstance(value, ErrorCurve):

@@ -1,6 +1,6 @@
-"""Times phi(sigma) made from an error curve or a rate: where they stand, and where n equal parts of them lie.
+"""Times phi(sigma), made from an error curve or a rate: their value at a noise level, and n levels at equal distances.
 
-Entropies are in nats, sigma is in data units.
+Entropies are in nats, sigma is in data units. ValueError: levels outside the range of a time, and other bad arguments.
 """
 
 import numpy as np
@@ -15,10 +15,11 @@ POWER = {"entropic": 3, "rescaled": 2}
 class Time:
     """A time phi(sigma), increasing, known at the knots `sigma` (n,) and monotone between them.
 
-    `phi` (n,) is in nats (times data units where rescaled). With `slope` = dphi / dlog sigma at the knots,
-    phi is a monotone cubic Hermite interpolant in log sigma (slopes limited as by Fritsch and Carlson 1980);
-    without, it is linear in sigma. `stderr` (n,) is the standard error of phi, which starts at 0, or None.
-    Where the error is zero phi is flat: `sigma_at` then gives the upper end of the flat part.
+    `phi` (n,) is in nats, or in nats times data units for a rescaled time. With `slope` = dphi / dlog sigma (n,) it is
+    a monotone cubic Hermite interpolant in log sigma, whose slopes are limited as by Fritsch and Carlson (1980).
+    Without a slope it is linear in sigma. `stderr` (n,) is the standard error of phi less its first value, or None.
+    Where the denoiser makes no error phi is flat, and `sigma_at` gives the upper end of the flat part.
+    `_linear`: the matrices that make phi and slope out of eps2; `_combine`: standard errors of rows w @ eps2.
     """
 
     def __init__(self, sigma, phi, slope=None, *, _linear=None, _combine=None):
@@ -43,7 +44,7 @@ class Time:
                 raise ValueError(f"slope has shape {tuple(slope.shape)}; sigma needs {tuple(self.phi.shape)}")
             if not (slope >= 0).all():
                 raise ValueError(f"slope = {slope.min().item()} at its lowest; a time never runs backwards")
-            # Slopes of at most three secants keep a cubic monotone.
+            # A cubic is monotone where its slopes are at most three times the secant's.
             before = torch.cat([secant[:1], secant])
             after = torch.cat([secant, secant[-1:]])
             limit = 3 * torch.minimum(before, after)
@@ -79,7 +80,7 @@ class Time:
         return rate / as_float64("sigma", sigma) if self._log else rate
 
     def stderr_at(self, sigma):
-        """Standard error of phi (measured from the lowest knot) at noise levels, shaped like `sigma`."""
+        """Standard error of phi(sigma) - phi(lowest knot) at noise levels, (m,) for m levels."""
         return self._combine(self._functional(sigma))
 
     def sigma_at(self, phi):
@@ -95,7 +96,7 @@ class Time:
         target, rise = phi - self.phi[index], self._rise[index]
         u = torch.where(rise > 0, target / rise.clamp_min(1e-300), 0.0).clamp(0, 1)
         bottom, top = torch.zeros_like(u), torch.ones_like(u)
-        # Newton inside a shrinking bracket: the cubic is monotone, so the bracket always holds the root.
+        # Newton's method inside a shrinking bracket. The cubic is monotone, so the bracket always holds the root.
         for _ in range(100):
             error = self._risen(index, u) - target
             bottom, top = torch.where(error <= 0, u, bottom), torch.where(error >= 0, u, top)
@@ -111,9 +112,10 @@ class Time:
         return torch.minimum(torch.maximum(value, ends[0]), ends[1])
 
     def place(self, n, sigma_min=None, sigma_max=None):
-        """`n` noise levels uniform in phi, descending from sigma_max to sigma_min; Algorithm 1 less its 0.
+        """`n` noise levels at equal distances in phi, descending from sigma_max to sigma_min, (n,).
 
-        The range is that of the knots unless given; ValueError where it is not inside it.
+        This is Algorithm 1 without the 0 that it ends in. The range is that of the knots unless given. ValueError: a
+        range that is not inside that of the knots, or over which phi does not rise.
         """
         sigma, _ = self._placed(n, sigma_min, sigma_max)
         return sigma
@@ -188,11 +190,12 @@ class Time:
 
 
 def time_from_rate(process, rate, sigma, kind="entropic", order=12):
-    """The time of a process, integrated in its own t: phi is the integral of rate(t) dt at levels `sigma`.
+    """phi = the integral of rate(t) dt, at noise levels `sigma` (n,), as a `Time`: integrated in a process's own t.
 
-    `rate` maps times (m,) to dH/dt (m,), as eq. 10 gives it; for kind "rescaled" that is times sigma(t).
-    Gauss-Legendre of `order` nodes between consecutive levels, split at the knots of the process. `sigma`
-    (n,) ascends within the range of the process. By Theorem 5.2 the result does not depend on the process.
+    `rate` maps times (m,) to dH/dt (m,), in nats per unit of t, as eq. 10 gives it; for kind "rescaled" it is
+    multiplied by sigma(t). Gauss-Legendre quadrature takes `order` nodes between consecutive levels, which are split
+    at the knots of the process. `sigma` ascends within the range of the process. By Theorem 5.2 the result does not
+    depend on the process.
     """
     sigma = levels(sigma)
     if sigma.ndim != 1 or len(sigma) < 2 or not (sigma.diff() > 0).all():

@@ -1,10 +1,9 @@
 """Figures, tables and claims that carry their own provenance.
 
-Nothing here computes a result. `save_figure` and `save_table` leave a set of files per result in
-``<results>/<notebook>/`` and show the result in a notebook; `record_claims` leaves ``claims.json``
-there; `read_result` and `read_claims` read them back. Where a notebook is executed by
-``notebooks/run.py``, the environment variable ``ENTROPIC_RUN`` says which notebook it is and where its
-results belong; elsewhere they land in ``./results/<notebook>/``.
+Nothing here computes a result. `save_figure` and `save_table` write the files of a result to ``<results>/<notebook>/``
+and show it in the notebook; `record_claims` writes ``claims.json`` there; `read_result` and `read_claims` read them.
+When ``notebooks/run.py`` runs a notebook, the environment variable ``ENTROPIC_RUN`` tells the name of the notebook and
+the folder of its results. Otherwise the results are written to ``./results/<notebook>/``.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ from entropic.images.data import check_images
 VERDICTS = ("holds", "does not hold", "holds under a condition", "not run here")
 CLAIM_FIELDS = ("id", "claim", "paper", "tested", "measured", "spread", "verdict", "condition")
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; shifted until each has a contrast
-# of 3 on its page, and without their black and yellow, which vanish on one of the two.
+# The colours of Okabe and Ito, which colour-blind people can tell apart. They are shifted until each has a contrast of
+# 3 with its page. Black and yellow are left out: each of them cannot be seen on one of the two pages.
 _CYCLE = {
     "light": ["#0072B2", "#D55E00", "#009E73", "#B8559A", "#B07A00", "#2B90CC", "#6B6B6B"],
     "dark": ["#56A8E8", "#FF8A3D", "#2EC99A", "#E8A2CC", "#F2BC42", "#9AD7FA", "#ABABAB"],
@@ -54,9 +53,8 @@ _SHOWN: dict[str, int] = {}
 def style(mode="light"):
     """Matplotlib settings of the book, for the light or the dark page.
 
-    Colours "C0" to "C6" and the text are readable on that page; the background is transparent.
-
-    Raises ValueError where `mode` is neither "light" nor "dark".
+    The colours "C0" to "C6" and the text can be read on that page, and the background is transparent.
+    ValueError: `mode` is neither "light" nor "dark".
     """
     import matplotlib as mpl
 
@@ -99,7 +97,7 @@ def style(mode="light"):
 
 
 def shade(colour="C0"):
-    """A colour map from the page's own ground to `colour`, for densities; to be asked for inside `draw`."""
+    """A colour map from the page's background to `colour`, for densities. Call it inside `draw`, as colours differ."""
     from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
     rgb = to_rgb(colour)
@@ -138,24 +136,24 @@ def draw_montage(rows, names, titles=None):
 def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str, alt: str, **meta):
     """Draw a figure for the light and the dark page, and keep it with its data and provenance.
 
-    Files in the notebook's results folder: ``<id>.svg``, ``<id>-dark.svg``, ``<id>.png``, ``<id>.pdf``,
-    the plotted data as ``<id>.csv`` and the sidecar ``<id>.json``. In a notebook the figure is shown, the
-    right variant for the reader's page, with its caption and links to those files. The same inputs give
-    the same bytes, the sidecar's times aside.
+    The results folder of the notebook gets ``<id>.svg``, ``<id>-dark.svg``, ``<id>.png``, ``<id>.pdf``, the plotted
+    data ``<id>.csv``, and the sidecar ``<id>.json`` of parameters, commit, versions and times. A notebook shows the
+    figure in the colours of the reader's page, with its caption and links to these files. Equal inputs give equal
+    bytes, except for the times in the sidecar.
 
-    draw: called once a style, without arguments; returns a Matplotlib figure
-    id: short name, lower-case letters, digits and hyphens
-    data: column -> array (all of one length), or series name -> such a mapping; the latter becomes one long
-        table with a first column ``series``
-    caption: states NFE, samples, seeds and the spread; ``$...$`` is set as mathematics
-    alt: what the figure shows, for those who do not see it
-    meta: further entries of the sidecar, e.g. ``seed``, ``device``
+    draw: a function without arguments that returns a Matplotlib figure; it is called once for each style
+    id: a short name of lower-case letters, digits and hyphens
+    data: column -> array, all of one length; or series -> such columns, which make one long table whose first
+        column is ``series``
+    caption: it tells NFE, samples, seeds and the spread; ``$...$`` is set as mathematics
+    alt: what the figure shows, for readers who cannot see it
+    meta: further entries of the sidecar, such as ``seed`` and ``device``
 
-    Raises ValueError for a bad id, an empty caption or alt text, and columns of unequal length.
+    ValueError: a bad id, an empty caption or alt text, columns of unequal length.
     """
     import matplotlib.pyplot as plt
 
-    # A font's date that it finds odd is no news for the reader of a notebook.
+    # fontTools logs a message about the date of a font, which does not concern the reader of a notebook.
     logging.getLogger("fontTools").setLevel(logging.ERROR)
     _check_text(id, caption=caption, alt=alt)
     if not callable(draw):
@@ -184,12 +182,12 @@ def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str
 
 
 def save_table(rows: Sequence[Mapping], id: str, caption: str, *, columns: Mapping | None = None, **meta):
-    """Show a table that scrolls inside its own frame, and keep it as ``<id>.csv`` with a sidecar.
+    """Show a table, which scrolls inside its own frame, and keep it as ``<id>.csv`` with a sidecar ``<id>.json``.
 
     rows: mappings of column -> number or text, all with the same keys; ``$...$`` is set as mathematics
-    columns: column -> heading, for those that shall be shown (all stay in the csv), in this order
+    columns: column -> heading, in the order in which they are shown; the csv holds all columns
 
-    Raises ValueError for a bad id, an empty caption, no rows, and rows whose keys differ.
+    ValueError: a bad id, an empty caption, no rows, rows whose keys differ.
     """
     _check_text(id, caption=caption)
     rows = [dict(row) for row in rows]
@@ -211,14 +209,14 @@ def save_table(rows: Sequence[Mapping], id: str, caption: str, *, columns: Mappi
 
 
 def record_claims(claims: Sequence[Mapping]):
-    """Leave the verdicts on the paper's claims that this notebook touches, as ``claims.json``.
+    """Write the verdicts on those of the paper's claims that this notebook tests to ``claims.json``.
 
     Each claim has the fields of `CLAIM_FIELDS`: a short ``id``, the ``claim`` in our words, where it stands
     in the ``paper``, where it is ``tested``, the ``measured`` value and its ``spread`` (numbers or text), a
     ``verdict`` out of `VERDICTS`, and the ``condition`` ("" unless it holds only under one).
 
-    Raises ValueError for a missing or unknown field, an unknown verdict, a repeated id, a NaN, and a
-    condition that is missing where the verdict needs one.
+    ValueError: a missing or unknown field, an unknown verdict, a repeated id, a NaN, a verdict "holds under a
+    condition" without the condition.
     """
     claims, seen = [dict(claim) for claim in claims], set()
     for claim in claims:
@@ -249,7 +247,7 @@ def record_claims(claims: Sequence[Mapping]):
 def read_claims(results=None) -> list[dict]:
     """All recorded claims, each with the name of its ``notebook``, in the order of the notebooks' names.
 
-    results: the folder that holds one folder a notebook; by default that of the current run
+    results: the folder that holds one folder for each notebook; by default that of the current run
     """
     if results is None:
         _declared("reads_results", "*", "claims.json")
@@ -262,7 +260,7 @@ def read_claims(results=None) -> list[dict]:
 def read_result(notebook: str, id: str, results=None) -> tuple[dict, dict[str, list]]:
     """The sidecar of a saved figure or table, and its columns (numbers where every entry is one).
 
-    Raises ValueError where there is no such result.
+    ValueError: there is no such result.
     """
     if results is None:
         _declared("reads_results", notebook, f"{id}.json")
@@ -283,7 +281,7 @@ def read_recorded(notebook: str, id: str) -> tuple[dict, dict[str, list]] | None
 
 
 def read_csv(path) -> dict[str, list]:
-    """The columns of a csv, as numbers where every entry that is not empty is one (empty -> NaN)."""
+    """The columns of a csv. A column becomes numbers if every entry is a number or empty; empty ones become NaN."""
     with open(path, encoding="utf-8", newline="") as f:
         head, *rows = list(csv.reader(f))
     columns = {}
@@ -344,7 +342,7 @@ def _cell(value) -> str:
 
 
 def _text(text: str) -> str:
-    """Escaped text, with what stands between dollars left to MathJax."""
+    """Text escaped for html; what stands between dollars is marked for MathJax."""
     parts = [html.escape(part) for part in re.split(r"(?<!\\)\$(.+?)(?<!\\)\$", text)]
     parts[1::2] = [f'<span class="math notranslate nohighlight">\\({part}\\)</span>' for part in parts[1::2]]
     return "".join(parts)
@@ -361,7 +359,7 @@ def _check_text(id, **texts):
 
 
 def _plain(value):
-    """A Python number, text or list out of a tensor, an array or a NumPy number."""
+    """The Python number, text or list that a tensor, an array or a NumPy number holds."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     return value.tolist() if hasattr(value, "tolist") else value
@@ -433,7 +431,7 @@ def _run() -> dict:
 
 
 def _declared(kind: str, notebook: str, file: str = ""):
-    """ValueError where a page reads what it does not declare: it would not run again when that changes."""
+    """ValueError where a page reads what it has not declared: the page would not run again when that changes."""
     run = _run()
     what = f"{notebook}/{file}" if file else notebook
     own = bool(file) and notebook == run["notebook"]
@@ -456,7 +454,7 @@ def _results_root(results) -> Path:
 
 
 def _links(out: Path):
-    """How the shown html reaches the files: by address in the book, by value elsewhere."""
+    """How the html refers to the files: in the book by their address, elsewhere the html contains them."""
     run = _run()
     if "out" in run:
         return (
