@@ -61,14 +61,15 @@ class Model:
         return denoised
 
 
-def euler(model, sigmas):
-    """States (n, N, ...) of deterministic DDIM at n levels, from `model.x` on; denoised states at all but the last."""
+def euler(denoiser, x, batch, sigmas):
+    """The `Model` of a denoiser, its states (n, N, ...) by deterministic DDIM from x on, and its n - 1 answers."""
+    model = Model(denoiser, "x", x, batch)
     states, denoised = [model.x], []
     for sigma, following in pairwise(sigmas):
         move = DDIM.step(model, states[-1], sigma, following)
         states.append(move.mean)
         denoised.append(move.denoised)
-    return torch.stack(states), denoised
+    return model, torch.stack(states), denoised
 
 
 def standard_normal(x, generator):

@@ -87,12 +87,8 @@ def crs_sigmas(
     grid = edm_sigmas(levels, sigma_min, sigma_max)[:-1]
     model = Model(denoiser, "x0", x0, batch)
     noise = standard_normal(model.x, generator)
-    change, before = [], None
-    for sigma in grid.tolist():
-        denoised = model(model.x + sigma * noise, sigma)
-        if before is not None:
-            change.append(root_mean_square(denoised - before))
-        before = denoised
+    denoised = (model(model.x + sigma * noise, sigma) for sigma in grid.tolist())
+    change = [root_mean_square(after - before) for before, after in pairwise(denoised)]
     alpha = grid.square() / (1 + grid.square())  # 1 - alpha, which is exact for small sigma
     step = -alpha.diff()
     return Placed(equal_shares(n, grid, step * (torch.stack(change) / step) ** xi), model.calls)

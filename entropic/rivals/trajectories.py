@@ -1,13 +1,16 @@
 """Schedules from paths of the denoiser: states at sigma_max are walked down a fine grid, then levels are chosen."""
 
+from itertools import pairwise
+
 import torch
 
 from entropic import _check
 from entropic._check import integer, positive
 from entropic.noise import flow_matching
-from entropic.rivals.model import Denoiser, Model, Placed, cheapest_path, equal_shares, euler, frame
+from entropic.rivals.model import Denoiser, Placed, cheapest_path, equal_shares, euler, frame
 from entropic.schedules import edm_sigmas, ending_in_zero
 from entropic.solvers import DDIM
+from entropic.times import cumulative
 
 _CHUNK = 2**21  # numbers in a block of landings: 16 MB of float64
 
@@ -37,8 +40,7 @@ def gits_sigmas(
     levels = integer("levels", levels, n)
     grid = edm_sigmas(levels, sigma_min, sigma_max, rho)[:-1]
     sigmas = grid.tolist()
-    model = Model(denoiser, "x", x, batch)
-    states, denoised = euler(model, sigmas)
+    model, states, denoised = euler(denoiser, x, batch, sigmas)
     states = states.flatten(2)
     end = states[-1]
     chord = end - states[0]
@@ -88,8 +90,7 @@ def oss_sigmas(
     levels = integer("levels", levels, n)
     grid = edm_sigmas(levels, sigma_min, sigma_max, rho)
     sigmas = grid.tolist()
-    model = Model(denoiser, "x", x, batch)
-    teacher, denoised = euler(model, sigmas)
+    model, teacher, denoised = euler(denoiser, x, batch, sigmas)
     reached, choices = {0: model.x}, []
     for step in range(n):
         remaining = n - step - 1
@@ -155,20 +156,16 @@ def sharpeuler_sigmas(
     process = frame(process, flow_matching)
     grid = edm_sigmas(levels, sigma_min, sigma_max)[:-1]
     time = process.t(grid)
-    model = Model(denoiser, "x", x, batch)
-    states, denoised = euler(model, grid.tolist())
+    model, states, denoised = euler(denoiser, x, batch, grid.tolist())
     denoised.append(model(states[-1], grid[-1].item()))
     s, drift, scale = process.s(time), process.drift(time), process.s(time) * process.sigma_rate(time)
-    sharpness, before = [], None
-    for i in range(levels):
-        slope = (states[i] - denoised[i]) / grid[i].item()
-        velocity = (drift[i] * s[i]).item() * states[i] + scale[i].item() * slope
-        if i:
-            change = (velocity - before).flatten(1).norm(dim=1).double().mean().cpu()
-            sharpness.append(change / (time[i - 1] - time[i]))
-        before = velocity
+    velocities = (
+        (drift[i] * s[i]).item() * states[i] + scale[i].item() * ((states[i] - answer) / grid[i].item())
+        for i, answer in enumerate(denoised)
+    )
+    change = [(b - a).flatten(1).norm(dim=1).double().mean().cpu() for a, b in pairwise(velocities)]
     half = window // 2
-    total = torch.cat([torch.zeros(1, dtype=torch.float64), torch.stack(sharpness).cumsum(0)])
+    total = cumulative((torch.stack(change) / -time.diff())[:, None])[:, 0]
     at = torch.arange(levels - 1)
     left, right = (at - half).clamp_min(0), (at + half + 1).clamp_max(levels - 1)
     smoothed = (total[right] - total[left]).clamp_min(0) / (right - left)

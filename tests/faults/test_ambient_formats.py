@@ -1,7 +1,5 @@
 """Default dtype, default device, gradients, inference mode and autocast change no feature, distance or network."""
 
-import contextlib
-
 import pytest
 import torch
 
@@ -12,26 +10,9 @@ from entropic.images.networks.dinov2 import DINOv2, load_dinov2
 from entropic.images.networks.snapshot import load_snapshot
 from entropic.images.networks.vae import latents_to_vae, load_vae, to_uint8_vae
 from tests.images.networks import snapshots as s
+from tests.modes import ON_A_DEVICE, default_dtype
 
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    kept = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(kept)
-
-
-SURROUNDINGS = {
-    "bfloat16": lambda: default_dtype(torch.bfloat16),
-    "float64": lambda: default_dtype(torch.float64),
-    "no gradients": torch.no_grad,
-    "inference": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "meta device": lambda: torch.device("meta"),
-}
+SURROUNDINGS = ON_A_DEVICE | {"autocast": lambda: torch.autocast("cpu", torch.bfloat16)}
 ALL = pytest.mark.parametrize("name", SURROUNDINGS)
 
 

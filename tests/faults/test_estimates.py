@@ -13,6 +13,7 @@ from entropic import files
 from entropic.bases import amplitudes, fourier_basis, pca_basis
 from entropic.estimate import estimate
 from entropic.files import ArrayStore
+from tests.modes import default_dtype
 
 SIGMA = torch.tensor([0.02, 0.1, 1.0, 10.0, 80.0], dtype=torch.float64)
 
@@ -49,13 +50,9 @@ def test_half_precision_data_give_the_curve_of_the_same_numbers(dtype):
 
 def test_the_ambient_dtype_changes_nothing():
     expected = estimate(_linear, _x(torch.float32), SIGMA, samples=20).errors
-    before = torch.get_default_dtype()
-    try:
-        for dtype in (torch.float64, torch.bfloat16):
-            torch.set_default_dtype(dtype)
+    for dtype in (torch.float64, torch.bfloat16):
+        with default_dtype(dtype):
             assert torch.equal(estimate(_linear, _x(torch.float32), SIGMA, samples=20).errors, expected)
-    finally:
-        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])

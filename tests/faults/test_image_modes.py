@@ -1,6 +1,5 @@
 """Torch's default type, default device, gradient mode and inference mode have no influence, bit for bit."""
 
-import contextlib
 import dataclasses
 
 import pytest
@@ -14,26 +13,7 @@ from entropic.images.networks.small import SmallUNet, load_network, save_network
 from entropic.images.train import train
 from entropic.solvers import sample_ddim_stochastic, sample_heun
 from tests.images.test_train import TINY, noise_images
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-MODES = {
-    "float64": lambda: _default_dtype(torch.float64),
-    "bfloat16": lambda: _default_dtype(torch.bfloat16),
-    "no_grad": torch.no_grad,
-    "inference": torch.inference_mode,
-    "device": lambda: torch.device("meta"),  # nothing computed there has a value
-}
-
+from tests.modes import ON_A_DEVICE as MODES
 
 IMAGES = noise_images()
 

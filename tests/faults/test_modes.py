@@ -6,30 +6,11 @@ import torch
 from entropic import ErrorCurve, GaussianMixture, edm_sigmas, gaussian_optimal_sigmas, solver_aware_sigmas
 from entropic.placement import plan
 from entropic.solvers import SOLVERS, sample_heun
+from tests.modes import MODES as MODES_OF_TORCH
 
 LEVELS = torch.logspace(-2.7, 1.91, 64, dtype=torch.float64)
 MODES = GaussianMixture.isotropic([[-1.0, 0.2], [0.6, -0.4]], 0.6)
 CURVE = ErrorCurve(LEVELS, 2 / (1 / 0.9 + 1 / LEVELS.square()), dim=2)
-
-
-class _Default:
-    def __init__(self, dtype):
-        self.dtype = dtype
-
-    def __enter__(self):
-        self.before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-
-    def __exit__(self, *_):
-        torch.set_default_dtype(self.before)
-
-
-MODES_OF_TORCH = {
-    "no_grad": torch.no_grad,
-    "inference": torch.inference_mode,
-    "float64": lambda: _Default(torch.float64),
-    "bfloat16": lambda: _Default(torch.bfloat16),
-}
 
 
 @pytest.mark.parametrize("mode", MODES_OF_TORCH)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from entropic.curve import ErrorCurve
-from entropic.mixtures import GaussianMixture
 from entropic.noise import flow_matching, vp_linear
 from entropic.rivals import (
     ays_sigmas,
@@ -25,11 +24,11 @@ from entropic.rivals import (
     sharpeuler_sigmas,
     simple_sigmas,
 )
+from tests.modes import default_dtype
+from tests.rivals.test_rivals import F64, PLANE
 
-F64 = torch.float64
 LEVELS = torch.logspace(-4, 4, 200, dtype=F64)
 CURVE = ErrorCurve(LEVELS, LEVELS.square() / (LEVELS.square() + 1))
-PLANE = GaussianMixture.isotropic([[-1.0, 0.2], [0.6, 0.9], [0.5, -1.0]], [0.2, 0.1, 0.3])
 DATA = PLANE.sample(16, torch.Generator().manual_seed(0))
 
 
@@ -94,12 +93,8 @@ def test_every_mode_gives_the_same_and_no_graph(name, mode):
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_the_default_dtype_changes_nothing(name, default):
     expected = ALL[name]()
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(default)
+    with default_dtype(default):
         found = ALL[name]()
-    finally:
-        torch.set_default_dtype(before)
     assert found.dtype == F64 and torch.equal(found, expected)
 
 
