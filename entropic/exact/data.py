@@ -31,7 +31,7 @@ class Data:
         self._levels = {}
 
     def _at(self, sigma):
-        """What depends on sigma alone: total variances, their log weights, curvatures, the least one, what exceeds it."""
+        """What depends on sigma alone: total variances, log weights, curvatures, the least of these, the excess."""
         if sigma not in self._levels:
             total = self.variances + sigma**2
             curvature = 0.5 / total
