@@ -409,7 +409,7 @@ class _Deviation:
 
 
 _ROUGH = {"maxiter": 40, "ftol": 1e-9, "gtol": 1e-7}
-_FINE = {"maxiter": 300, "ftol": 0.0, "gtol": 1e-12}
+_FINE = {"maxiter": 300, "ftol": 1e-14, "gtol": 1e-12}
 _FINALISTS = 2
 _LEAST_GAP = 1e-3  # of the mean step in log sigma: two levels closer than that are one level
 
@@ -475,7 +475,7 @@ def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
     share = -np.diff(ends) / span
     start = np.log(np.maximum(share - least / count, _LEAST_GAP / count) / (1 - least))
     scale = deviation(logs)[0]
-    best, tie = [scale, sigmas], [0.0]
+    best, tie = [scale, None], [0.0]
 
     def loss(free):
         weight = np.exp(free - free.max())
@@ -484,9 +484,7 @@ def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
         grid[1 : inner + 1] = ends[0] - span * np.cumsum(least / count + (1 - least) * weight)[:-1]
         value, gradient = deviation(grid)
         if value < best[0] * (1 + tie[0]):
-            best[:] = value, ending_in_zero(torch.cat([sigmas[:1], torch.from_numpy(grid[1:]).exp()]))
-            if low is None:
-                best[1][-2] = sigmas[-2]  # not to rounding
+            best[:] = value, grid
         # A level hangs on all gaps above it.
         to_gaps = -span * (1 - least) * np.append(np.cumsum(gradient[inner:0:-1])[::-1], 0.0)
         return value / scale, weight * (to_gaps - weight @ to_gaps) / scale
@@ -495,7 +493,12 @@ def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
         found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxcor": 20, **effort})
         tie[0] = 1e-14  # where values agree to rounding, the least gradient tells the minimum, to more digits
         loss(found.x)
-    return best
+    if best[1] is None:
+        return scale, sigmas
+    grid = torch.cat([sigmas[:1], torch.from_numpy(best[1][1:]).exp()])
+    if low is None:
+        grid[-1] = sigmas[-2]  # not to rounding
+    return best[0], ending_in_zero(grid)
 
 
 # The density

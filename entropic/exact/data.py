@@ -2,75 +2,107 @@
 
 import math
 
+import numpy as np
 import torch
+from scipy.special import log_ndtr
 
 from entropic import _check
 from entropic.exact.panels import BULK, LOG_SQRT_2PI, REACH
 
 
 class Data:
-    """A one-dimensional mixture: denoiser and its slope together, without checks, components along axis 0."""
+    """A one-dimensional mixture: denoiser and its slope together, without checks, components along axis 0.
+
+    The exact laws work in NumPy: they make very many operations on a few numbers each.
+    """
 
     def __init__(self, mixture):
         if mixture.dim != 1:
             raise ValueError(f"mixture has {mixture.dim} dimensions; exact laws need 1")
         along = (mixture.basis[:, 0, :].square() * mixture.eigenvalues).sum(1)
-        self.means = mixture.means[:, :1]
-        self.variances = (mixture.noise + along)[:, None]
-        self.log_weights = mixture.weights.log()[:, None]
+        self._set(mixture.means[:, :1], (mixture.noise + along)[:, None], mixture.weights.log()[:, None])
 
-    def _logits(self, x, total):
+    def _set(self, means, variances, log_weights):
+        self.means, self.variances, self.log_weights = (
+            one.detach().cpu().numpy() for one in (means, variances, log_weights)
+        )
+        self.hull = float(self.means.min()), float(self.means.max())
+        self.least_variance = float(self.variances.min())
+        self._levels = {}
+
+    def _at(self, sigma):
+        """What depends on sigma alone: total variances, log weights, curvatures, the least of these, the excess."""
+        if sigma not in self._levels:
+            total = self.variances + sigma**2
+            curvature = 0.5 / total
+            least = float(curvature.min())
+            excess = curvature - least if float(curvature.max()) > least else None
+            self._levels[sigma] = total, self.log_weights - 0.5 * np.log(total), curvature, least, excess
+        return self._levels[sigma]
+
+    def _logits(self, x, sigma):
         """log of the terms of the density at x (n,), (K, n), less a term common to all that is returned too.
 
         Far outside the means the squares are huge and nearly equal: with e the distance from their hull and p the
         nearest point of it, (x - mean)^2 = (p - mean) (p - mean + 2 e) + e^2, whose e^2 is set apart.
         """
-        hull = x.clamp(float(self.means.min()), float(self.means.max()))
+        _, log_scale, curvature, least, excess = self._at(sigma)
+        hull = x.clip(*self.hull)
         outside = x - hull
         offset = hull - self.means
-        logits = (self.log_weights - 0.5 * total.log()) - offset * (offset + 2 * outside) * (0.5 / total)
-        curvature = 0.5 / total
-        least = float(curvature.min())
-        if float(curvature.max()) > least:
-            logits = logits - (curvature - least) * outside.square()
-        return logits, -least * outside.square()
+        logits = offset + 2 * outside
+        logits *= offset
+        logits *= curvature
+        np.subtract(log_scale, logits, out=logits)
+        square = outside * outside
+        if excess is not None:
+            logits -= excess * square
+        return logits, -least * square
 
     def denoise(self, x, sigma):
         """E[x0 | x] and its derivative Var[x0 | x] / sigma^2, shaped like x."""
         shape, x = x.shape, x.reshape(-1)
-        total = self.variances + sigma**2
-        gain = self.variances / total
-        posterior = self._logits(x, total)[0].softmax(0)
+        gain = self.variances / self._at(sigma)[0]
+        posterior = self._logits(x, sigma)[0]
+        posterior -= posterior.max(0)
+        np.exp(posterior, out=posterior)
+        posterior /= posterior.sum(0)
         centre = self.means + gain * (x - self.means)
         denoised = (posterior * centre).sum(0)
-        slope = (posterior * ((centre - denoised).square() / sigma**2 + gain)).sum(0)
-        return denoised.reshape(shape), slope.reshape(shape)
+        centre -= denoised
+        centre *= centre
+        centre /= sigma**2
+        centre += gain
+        centre *= posterior
+        return denoised.reshape(shape), centre.sum(0).reshape(shape)
 
     def log_density(self, x, sigma):
-        logits, common = self._logits(x.reshape(-1), self.variances + sigma**2)
-        return (logits.logsumexp(0) + (common - LOG_SQRT_2PI)).reshape(x.shape)
+        logits, common = self._logits(x.reshape(-1), sigma)
+        top = logits.max(0)
+        logits -= top
+        found = np.log(np.exp(logits, out=logits).sum(0))
+        return (found + top + (common - LOG_SQRT_2PI)).reshape(x.shape)
 
     def log_interval(self, low, high, sigma):
         """log P(low < x < high) at noise sigma."""
-        std = (self.variances + sigma**2).sqrt()
-        return (
-            self.log_weights + _log_normal_interval((low - self.means) / std, (high - self.means) / std)
-        ).logsumexp(0)
+        std = np.sqrt(self.variances + sigma**2)
+        terms = self.log_weights + _log_normal_interval((low - self.means) / std, (high - self.means) / std)
+        return np.logaddexp.reduce(terms, 0)
 
     def reach(self, sigma, reach=REACH):
-        std = (self.variances + sigma**2).sqrt() * reach
+        std = np.sqrt(self.variances + sigma**2) * reach
         return float((self.means - std).min()), float((self.means + std).max())
 
     def continuous(self):
-        return bool((self.variances > 0).all())
+        return self.least_variance > 0
 
 
 def _log_normal_interval(a, b):
     """log(Phi(b) - Phi(a)) for a <= b, without cancellation in either tail."""
     flip = a + b > 0
-    low, high = torch.where(flip, -b, a), torch.where(flip, -a, b)  # now low is the deeper in the left tail
-    top, bottom = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
-    return top + torch.log(-torch.expm1((bottom - top).clamp_max(0)))
+    low, high = np.where(flip, -b, a), np.where(flip, -a, b)  # now low is the deeper in the left tail
+    top, bottom = log_ndtr(high), log_ndtr(low)
+    return top + np.log(-np.expm1((bottom - top).clip(max=0)))
 
 
 class Start:
@@ -82,8 +114,8 @@ class Start:
                 f"start = {start!r}; pass 'normal' for N(0, sigma_max^2) or 'exact' for the marginal"
             )
         if start == "normal":
-            data = Data.__new__(Data)
-            data.means = data.variances = data.log_weights = torch.zeros(1, 1, dtype=torch.float64)
+            data, zero = Data.__new__(Data), torch.zeros(1, 1, dtype=torch.float64)
+            data._set(zero, zero, zero)
         self.data, self.sigma = data, sigma
 
     def log_density(self, z):
@@ -106,8 +138,20 @@ def inputs(mixture, sigmas, start, resolution):
     return data, sigmas, Start(data, start, sigmas[0]), resolution
 
 
+def quiet():
+    """No warnings of NumPy: a density of 0 has the logarithm -inf, and what weighs nothing may overflow."""
+    return np.errstate(all="ignore")
+
+
 class Law:
-    """What both kinds of law share. Subclasses give log_density, log_bin_probabilities, moments and _kl."""
+    """What both kinds of law share. Subclasses give _log_density and _log_intervals, of NumPy arrays, and _kl."""
+
+    def log_density(self, y):
+        """log density of the generated value at `y`, nats, shaped like y; -inf where nothing is generated."""
+        y = _check.as_float64("y", y)
+        with quiet():
+            found = self._log_density(y.reshape(-1).cpu().numpy())
+        return torch.from_numpy(found).reshape(y.shape)
 
     def bin_probabilities(self, centres, halfwidth):
         """P(|y - centre| <= halfwidth) for each of `centres` (B,); `halfwidth` a number or (B,), data units."""
@@ -125,13 +169,17 @@ class Law:
             )
         if not (halfwidth > 0).all():
             raise ValueError(f"halfwidth = {halfwidth.min().item()}; a bin needs a width above 0")
-        return self._log_intervals(centres - halfwidth, centres + halfwidth)
+        return self._interval(centres - halfwidth, centres + halfwidth)
 
     def cdf(self, y):
         """P(generated <= y), shaped like `y`."""
         y = _check.as_float64("y", y)
         flat = y.reshape(-1)
-        return self._log_intervals(torch.full_like(flat, -math.inf), flat).exp().reshape(y.shape)
+        return self._interval(torch.full_like(flat, -math.inf), flat).exp().reshape(y.shape)
+
+    def _interval(self, low, high):
+        with quiet():
+            return torch.from_numpy(self._log_intervals(low.cpu().numpy(), high.cpu().numpy()))
 
     def kl_bins(self, mixture, halfwidth):
         """KL(data || generated) in nats for point masses, the generated law seen in bins around the points.
@@ -140,14 +188,14 @@ class Law:
         ValueError: a component with variance; bins that overlap. Source: section 6.1 and App. H.2.
         """
         data = Data(mixture)
-        if bool((data.variances > 0).any()):
+        if (data.variances > 0).any():
             raise ValueError("mixture has components with variance; kl_bins needs point masses, use kl")
-        points, order = data.means[:, 0].sort()
-        weights = data.log_weights[:, 0][order]
+        order = data.means[:, 0].argsort()
+        points, weights = data.means[order, 0], torch.from_numpy(data.log_weights[order, 0])
         halfwidth = _check.positive("halfwidth", halfwidth)
-        if len(points) > 1 and float(points.diff().min()) < 2 * halfwidth:
+        if len(points) > 1 and np.diff(points).min() < 2 * halfwidth:
             raise ValueError(
-                f"halfwidth = {halfwidth} makes bins overlap; use at most {float(points.diff().min()) / 2}"
+                f"halfwidth = {halfwidth} makes bins overlap; use at most {np.diff(points).min() / 2}"
             )
         found = self.log_bin_probabilities(points, halfwidth)
         return float((weights.exp() * (weights - found)).sum())
@@ -160,4 +208,5 @@ class Law:
         data = Data(mixture)
         if not data.continuous():
             raise ValueError("mixture has point masses, whose KL to a density is infinite; use kl_bins")
-        return self._kl(data)
+        with quiet():
+            return self._kl(data)

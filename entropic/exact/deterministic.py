@@ -3,10 +3,10 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import torch
 
-from entropic import _check
-from entropic.exact.data import Law, inputs
+from entropic.exact.data import Law, inputs, quiet
 from entropic.exact.panels import (
     EPS,
     NODES,
@@ -23,6 +23,7 @@ from entropic.exact.panels import (
 from entropic.solvers import DDIM, find_solver
 
 
+@quiet()
 def deterministic_law(mixture, sigmas, solver="ddim", start="normal", resolution=1.0):
     """Exact law of a deterministic solver, a name or a `Solver`, on a one-dimensional mixture.
 
@@ -49,7 +50,7 @@ class _Carried:
 
     def __add__(self, other):
         value = self.value + other.value
-        return _Carried(value, self.slope + other.slope, self.noise + other.noise + EPS * value.abs())
+        return _Carried(value, self.slope + other.slope, self.noise + other.noise + EPS * np.abs(value))
 
     def __sub__(self, other):
         return self + -1.0 * other
@@ -70,8 +71,8 @@ class DeterministicLaw(Law):
         self._data, self._sigmas, self._initial, self._solver = data, sigmas, initial, solver
         self._tolerance = TOLERANCE / resolution
         low, high = self._domain()
-        bulk = torch.linspace(*initial.reach(), math.ceil(24 * resolution) + 1, dtype=torch.float64)
-        edges = torch.cat([low[low < bulk[0]].flip(0), bulk, high[high > bulk[-1]]])
+        bulk = np.linspace(*initial.reach(), math.ceil(24 * resolution) + 1)
+        edges = np.concatenate([low[low < bulk[0]][::-1], bulk, high[high > bulk[-1]]])
         scale = max(1e-300, float(data.reach(0.0)[1] - data.reach(0.0)[0]))
 
         # A monotone F hides nothing between its values. Otherwise every state must be resolved, at the scale of its
@@ -79,16 +80,16 @@ class DeterministicLaw(Law):
         watched = solver != DDIM
 
         def values(z, left, right):
-            unresolved = torch.zeros_like(left)
-            z = torch.cat([z, torch.stack([left, right], 1)], 1)
+            unresolved = np.zeros_like(left)
+            z = np.concatenate([z, np.stack([left, right], 1)], 1)
             for sigma, (x, _, noise) in zip(sigmas, self._states(z), strict=False):
                 if watched:
                     missed = miss(x[:, :NODES], x[:, -2], x[:, -1])
-                    unresolved += missed > 1e-3 / resolution * sigma + 10 * noise.max(1).values
+                    unresolved += missed > 1e-3 / resolution * sigma + 10 * noise.max(1)
             value, gain = data.denoise(x, sigmas[-2])
-            spread = value.max(1).values - value.min(1).values
+            spread = np.ptp(value, 1)
             missed = miss(value[:, :NODES], value[:, -2], value[:, -1])
-            noise = (gain * noise + EPS * value.abs()).max(1).values
+            noise = (gain * noise + EPS * np.abs(value)).max(1)
             unresolved += missed > 1e-7 / resolution**8 * spread + 1e-10 * scale + 10 * noise
             return value[:, :NODES], unresolved
 
@@ -96,8 +97,8 @@ class DeterministicLaw(Law):
             return unresolved == 0
 
         self._left, self._right, self._value, _ = resolve(values, edges, accept, depth=48)
-        z = torch.cat([self._left[:1], at_nodes(self._left, self._right).reshape(-1), self._right[-1:]])
-        self._split(z.unique())
+        z = np.concatenate([self._left[:1], at_nodes(self._left, self._right).reshape(-1), self._right[-1:]])
+        self._split(np.unique(z))
         self.branches = len(self._branches)
 
     def _states(self, z):
@@ -105,9 +106,9 @@ class DeterministicLaw(Law):
 
         def denoise(x, sigma):
             value, gain = self._data.denoise(x.value, sigma)
-            return _Carried(value, gain * x.slope, gain * x.noise + EPS * value.abs())
+            return _Carried(value, gain * x.slope, gain * x.noise + EPS * np.abs(value))
 
-        x, past = _Carried(z, torch.ones_like(z), EPS * z.abs()), ()
+        x, past = _Carried(z, np.ones_like(z), EPS * np.abs(z)), ()
         yield x.value, x.slope, x.noise
         for sigma, sigma_next in pairwise(self._sigmas[:-1]):
             x, _, _, past = self._solver.step(denoise, x, sigma, sigma_next, past)
@@ -122,16 +123,15 @@ class DeterministicLaw(Law):
     def _domain(self):
         """Points beyond the bulk of the initial law on both sides, until F has passed the data."""
         low, high = self._initial.reach()
-        further = (high - low) * (2 ** (torch.arange(0, 121, dtype=torch.float64) / 3) - 1)
+        further = (high - low) * (2 ** (np.arange(0, 121) / 3) - 1)
         below, above = low - further, high + further
-        values = self._evaluate(torch.cat([below, above]))[0]
+        values = self._evaluate(np.concatenate([below, above]))[0]
         target = self._data.reach(0.0)
         slack = 1e-9 * (target[1] - target[0])
         passed = (values <= target[0] + slack) | (values >= target[1] - slack)
 
         def cut(passed):
-            hit = passed.nonzero()
-            return (int(hit[0]) if len(hit) else 0) + 1
+            return (int(passed.argmax()) if passed.any() else 0) + 1
 
         n = len(further)
         return below[: cut(passed[:n])], above[: cut(passed[n:])]
@@ -139,18 +139,19 @@ class DeterministicLaw(Law):
     def _split(self, z):
         """Find the turning points of F, and its monotone branches between them."""
         value, _, slope = self._evaluate(z)
-        turns = (torch.sign(slope[1:]) * torch.sign(slope[:-1]) < 0).nonzero()[:, 0]
+        turns = (np.sign(slope[1:]) * np.sign(slope[:-1]) < 0).nonzero()[0]
         low, high, rising = z[turns], z[turns + 1], slope[turns] > 0
         for _ in range(60 if len(turns) else 0):
             middle = (low + high) / 2
             same = (self._evaluate(middle)[2] > 0) == rising
-            low, high = torch.where(same, middle, low), torch.where(same, high, middle)
-        self.turning_points = (low + high) / 2
-        self.turning_values = self._evaluate(self.turning_points)[0] if len(turns) else low
-        order = torch.cat([z, self.turning_points]).argsort(stable=True)
-        z = torch.cat([z, self.turning_points])[order]
-        value = torch.cat([value, self.turning_values])[order]
-        cuts = torch.searchsorted(z, self.turning_points).tolist()
+            low, high = np.where(same, middle, low), np.where(same, high, middle)
+        turning = (low + high) / 2
+        self._turning_values = self._evaluate(turning)[0] if len(turns) else low
+        self.turning_points, self.turning_values = map(torch.from_numpy, (turning, self._turning_values))
+        order = np.concatenate([z, turning]).argsort(kind="stable")
+        z = np.concatenate([z, turning])[order]
+        value = np.concatenate([value, self._turning_values])[order]
+        cuts = np.searchsorted(z, turning).tolist()
         starts, ends = [0, *cuts], [*cuts, len(z) - 1]
         self._branches = [(z[i : j + 1], value[i : j + 1]) for i, j in zip(starts, ends, strict=True)]
 
@@ -159,24 +160,29 @@ class DeterministicLaw(Law):
         which, low, high, guess, rising = [], [], [], [], []
         for z, value in self._branches:
             up = bool(value[-1] >= value[0])
-            key = (value if up else value.flip(0)).cummax(0).values
-            inside = ((y > key[0]) & (y < key[-1])).nonzero()[:, 0]
-            at = torch.searchsorted(key, y[inside]).clamp(1, len(key) - 1)
+            key = np.maximum.accumulate(value if up else value[::-1])
+            inside = ((y > key[0]) & (y < key[-1])).nonzero()[0]
+            at = np.searchsorted(key, y[inside]).clip(1, len(key) - 1)
             at = at if up else len(key) - at
             which.append(inside)
             low.append(z[at - 1])
             high.append(z[at])
-            share = ((y[inside] - value[at - 1]) / (value[at] - value[at - 1])).nan_to_num(0.5).clamp(0, 1)
+            share = (y[inside] - value[at - 1]) / (value[at] - value[at - 1])
+            share = np.where(np.isnan(share), 0.5, share.clip(0, 1))
             guess.append(z[at - 1] + share * (z[at] - z[at - 1]))
-            rising.append(torch.full((len(inside),), up))
+            rising.append(np.full(len(inside), up))
         counts = [len(w) for w in which]
-        which, rising = torch.cat(which), torch.cat(rising)
-        return which, counts, self._solve(y[which], torch.cat(low), torch.cat(high), torch.cat(guess), rising)
+        which, rising = np.concatenate(which), np.concatenate(rising)
+        return (
+            which,
+            counts,
+            self._solve(y[which], np.concatenate(low), np.concatenate(high), np.concatenate(guess), rising),
+        )
 
     def _solve(self, y, low, high, z, rising):
         """z in [low, high] with F(z) = y: Newton's method kept inside a shrinking bracket."""
-        low, high, z = low.clone(), high.clone(), z.clone()
-        active = torch.arange(len(y))
+        low, high, z = low.copy(), high.copy(), z.copy()
+        active = np.arange(len(y))
         for iteration in range(100):
             if not len(active):
                 break
@@ -184,46 +190,45 @@ class DeterministicLaw(Law):
             value, slope, _ = self._evaluate(at)
             residual = value - y[active]
             below = (residual < 0) == rising[active]
-            low[active] = torch.where(below, at, low[active])
-            high[active] = torch.where(below, high[active], at)
+            low[active] = np.where(below, at, low[active])
+            high[active] = np.where(below, high[active], at)
             step = residual / slope
             wild = ~((at - step > low[active]) & (at - step < high[active])) | (iteration % 4 == 3)
-            ulp = 2.3e-16 * at.abs()
-            done = (step.abs() <= ulp) | (high[active] - low[active] <= 2 * ulp) | (residual == 0)
-            z[active] = torch.where(done, at, torch.where(wild, (low[active] + high[active]) / 2, at - step))
+            ulp = 2.3e-16 * np.abs(at)
+            done = (np.abs(step) <= ulp) | (high[active] - low[active] <= 2 * ulp) | (residual == 0)
+            z[active] = np.where(done, at, np.where(wild, (low[active] + high[active]) / 2, at - step))
             active = active[~done]
         return z
 
-    def log_density(self, y):
-        """log density of the generated value at `y`, shaped like y: log of the sum over branches of p0 / |F'|."""
-        y = _check.as_float64("y", y)
-        flat = y.reshape(-1)
-        which, _, z = self._roots(flat)
-        terms = self._initial.log_density(z) - self._evaluate(z)[1].abs().log()
-        return scatter_logsumexp(terms, which, len(flat)).reshape(y.shape)
+    def _log_density(self, y):
+        """log of the sum over branches of p0 / |F'|."""
+        which, _, z = self._roots(y)
+        terms = self._initial.log_density(z) - np.log(np.abs(self._evaluate(z)[1]))
+        return scatter_logsumexp(terms, which, len(y))
 
     def _log_intervals(self, low, high):
         n = len(low)
-        ends = torch.cat([low, high])
+        ends = np.concatenate([low, high])
         which, counts, roots = self._roots(ends)
-        total = torch.full((n,), -math.inf, dtype=torch.float64)
+        total = np.full(n, -math.inf)
+        cuts = np.cumsum(counts)[:-1]
         for (z, value), own, root in zip(
-            self._branches, which.split(counts), roots.split(counts), strict=True
+            self._branches, np.split(which, cuts), np.split(roots, cuts), strict=True
         ):
             up = bool(value[-1] >= value[0])
             top, bottom = (z[-1], z[0]) if up else (z[0], z[-1])
-            at = torch.where(ends >= value.max(), top, bottom)
+            at = np.where(ends >= value.max(), top, bottom)
             at[own] = root
             first, last = (at[:n], at[n:]) if up else (at[n:], at[:n])
-            total = torch.logaddexp(total, self._initial.log_interval(first, last.maximum(first)))
+            total = np.logaddexp(total, self._initial.log_interval(first, np.maximum(first, last)))
         return total
 
     def moments(self):
         """Total mass, mean and variance of the generated value, as floats; the mass is 1 up to the error."""
         z = at_nodes(self._left, self._right)
-        weight = self._initial.log_density(z).exp() * WEIGHT * ((self._right - self._left) / 2)[:, None]
+        weight = np.exp(self._initial.log_density(z)) * WEIGHT * ((self._right - self._left) / 2)[:, None]
         mean = (weight * self._value).sum() / weight.sum()
-        variance = (weight * (self._value - mean).square()).sum() / weight.sum()
+        variance = (weight * np.square(self._value - mean)).sum() / weight.sum()
         return float(weight.sum()), float(mean), float(variance)
 
     def _kl(self, data):
@@ -232,28 +237,26 @@ class DeterministicLaw(Law):
 
         def log_terms(z):
             y, slope, _ = self._evaluate(z)
-            log_data, log_slope = data.log_density(y, 0.0), slope.abs().log()
+            log_data, log_slope = data.log_density(y, 0.0), np.log(np.abs(slope))
             return log_data + log_slope, log_data - self._initial.log_density(z) + log_slope
 
-        return kl_through_map(log_terms, torch.cat([self._left, self._right[-1:]]), self._tolerance)
+        return kl_through_map(log_terms, np.concatenate([self._left, self._right[-1:]]), self._tolerance)
 
     def _kl_over_data(self, data):
         """KL over y. The density is infinite on one side of a turning value: y = smooth(t) flattens that end."""
         low, high = data.reach(0.0)
-        std = data.variances.sqrt()
-        edges = (data.means + std * torch.linspace(-REACH, REACH, 8, dtype=torch.float64)).flatten()
-        inside = self.turning_values[(self.turning_values > low) & (self.turning_values < high)]
-        edges = torch.cat([edges, inside]).unique()
-        middle, half = (edges[1:] + edges[:-1]) / 2, edges.diff() / 2
+        std = np.sqrt(data.variances)
+        edges = (data.means + std * np.linspace(-REACH, REACH, 8)).reshape(-1)
+        turning = self._turning_values
+        edges = np.unique(np.concatenate([edges, turning[(turning > low) & (turning < high)]]))
+        middle, half = (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2
 
         def integrand(t):  # piece k of y is t in [2 k - 1, 2 k + 1]
-            piece = ((t + 1) / 2).floor().clamp(0, len(half) - 1).long()
+            piece = np.floor((t + 1) / 2).clip(0, len(half) - 1).astype(int)
             t = t - 2 * piece
             y = middle[piece] + half[piece] * t * (35 - 35 * t**2 + 21 * t**4 - 5 * t**6) / 16
             log_data = data.log_density(y, 0.0)
-            weight = log_data.exp() * half[piece] * 35 / 16 * (1 - t**2) ** 3
-            return weight * (log_data - self.log_density(y))
+            weight = np.exp(log_data) * half[piece] * 35 / 16 * (1 - t**2) ** 3
+            return weight * (log_data - self._log_density(y))
 
-        return integrate(
-            integrand, 2 * torch.arange(len(edges), dtype=torch.float64) - 1, 10 * self._tolerance
-        )
+        return integrate(integrand, 2.0 * np.arange(len(edges)) - 1, 10 * self._tolerance)

@@ -13,15 +13,13 @@ TOLERANCE = 1e-11  # of a log density where it matters
 
 def _legendre():
     node, weight = np.polynomial.legendre.leggauss(NODES)
-    to_coefficients = np.linalg.inv(np.polynomial.legendre.legvander(node, NODES - 1))
-    return torch.as_tensor(node), torch.as_tensor(weight), torch.as_tensor(to_coefficients)
+    return node, weight, np.linalg.inv(np.polynomial.legendre.legvander(node, NODES - 1))
 
 
 NODE, WEIGHT, TO_COEFFICIENTS = _legendre()
-LOG_WEIGHT = WEIGHT.log()
-_TAIL = TO_COEFFICIENTS[-2:].T.contiguous()
-_TO_ENDS = torch.stack([(-1.0) ** torch.arange(NODES), torch.ones(NODES)], 1).double()
-_TO_ENDS = TO_COEFFICIENTS.T @ _TO_ENDS
+LOG_WEIGHT = np.log(WEIGHT)
+_TAIL = np.ascontiguousarray(TO_COEFFICIENTS[-2:].T)
+_TO_ENDS = TO_COEFFICIENTS.T @ np.stack([(-1.0) ** np.arange(NODES), np.ones(NODES)], 1)
 EPS = 2.0**-52
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -32,13 +30,13 @@ def at_nodes(left, right):
 
 def tail(values):
     """Size of the last two Legendre coefficients on each panel: what a polynomial of this degree leaves out."""
-    return (values @ _TAIL).abs().sum(-1)
+    return np.abs(values @ _TAIL).sum(-1)
 
 
 def miss(values, at_left, at_right):
     """As `tail`, or by how much the polynomial misses the ends: a step may hide between an end and a node."""
-    ends = (values @ _TO_ENDS - torch.stack([at_left, at_right], 1)).abs()
-    return torch.maximum(tail(values), ends.max(1).values / 10)
+    ends = np.abs(values @ _TO_ENDS - np.stack([at_left, at_right], 1))
+    return np.maximum(tail(values), ends.max(1) / 10)
 
 
 def resolve(function, edges, accept, depth=50):
@@ -54,12 +52,15 @@ def resolve(function, edges, accept, depth=50):
         middle = (left + right) / 2
         good = good | (middle <= left) | (middle >= right)
         if level == depth - 1:
-            good = torch.ones_like(good)
+            good[:] = True
         done.append((left[good], right[good], *(v[good] for v in values)))
         if good.all():
             break
-        left, right = torch.cat([left[~good], middle[~good]]), torch.cat([middle[~good], right[~good]])
-    columns = [torch.cat(column) for column in zip(*done, strict=True)]
+        left, right = (
+            np.concatenate([left[~good], middle[~good]]),
+            np.concatenate([middle[~good], right[~good]]),
+        )
+    columns = [np.concatenate(column) for column in zip(*done, strict=True)]
     order = columns[0].argsort()
     return [column[order] for column in columns]
 
@@ -74,78 +75,96 @@ def integrate(function, edges, tolerance):
 
     def accept(left, right, value):
         if scale[0] is None:
-            scale[0] = 1 + float(((right - left) / 2 * (value.abs() @ WEIGHT)).sum())
+            scale[0] = 1 + float(((right - left) / 2) @ (np.abs(value) @ WEIGHT))
         return tail(value) * (right - left) <= tolerance * scale[0]
 
     left, right, value = resolve(values, edges, accept)
-    return float(((right - left) / 2 * (value @ WEIGHT)).sum())
+    return float(((right - left) / 2) @ (value @ WEIGHT))
 
 
 def clenshaw(coefficients, t):
     """The Legendre series with `coefficients` along the last axis, at t in [-1, 1]."""
-    ahead = after = torch.zeros_like(t)
+    ahead = after = np.zeros_like(t)
     for k in range(NODES - 1, 0, -1):
-        ahead, after = (
-            coefficients[..., k] + (2 * k + 1) / (k + 1) * t * ahead - (k + 1) / (k + 2) * after,
-            ahead,
-        )
+        this = (2 * k + 1) / (k + 1) * t
+        this *= ahead
+        this += coefficients[..., k]
+        this -= (k + 1) / (k + 2) * after
+        ahead, after = this, ahead
     return coefficients[..., 0] + t * ahead - after / 2
 
 
 def steepest(values):
     """The largest slope between nodes of each panel, times the panel's width."""
-    return ((values[:, 1:] - values[:, :-1]).abs() / NODE.diff() * 2).max(1).values
+    return (np.abs(np.diff(values)) / np.diff(NODE) * 2).max(1)
 
 
 class Piecewise:
     """A log density as a polynomial on each of adjacent panels."""
 
     def __init__(self, left, right, values):
-        self.edges = torch.cat([left, right[-1:]])
+        self.edges = np.concatenate([left, right[-1:]])
         self.coefficients = values @ TO_COEFFICIENTS.T
         self.values = values
 
     def __call__(self, x):
-        panel = (torch.searchsorted(self.edges, x, right=True) - 1).clamp(0, len(self.edges) - 2)
+        panel = (np.searchsorted(self.edges, x, "right") - 1).clip(0, len(self.edges) - 2)
         left, right = self.edges[panel], self.edges[panel + 1]
         return clenshaw(self.coefficients[panel], (2 * x - left - right) / (right - left))
 
     def log_masses(self, left, right, group, groups):
         """log of the integral of exp over the pieces [left, right], each within one panel, summed by group."""
         values = self(at_nodes(left, right))
-        rough = values.max(1).values + (right - left).log()
-        best = torch.full((groups,), -math.inf, dtype=torch.float64).scatter_reduce(0, group, rough, "amax")
+        rough = values.max(1) + np.log(right - left)
+        best = np.full(groups, -math.inf)
+        np.maximum.at(best, group, rough)
         kept = rough > best[group] - 80
         left, right, group, values = left[kept], right[kept], group[kept], values[kept]
-        bend = (values @ TO_COEFFICIENTS.T)[:, 2:].abs().sum(1).sqrt()
-        spread = (values.max(1).values - values.min(1).values) / 12
-        pieces = torch.maximum(bend, spread).ceil().clamp(1, 1e5).long()
-        which = torch.arange(len(left)).repeat_interleave(pieces)
-        position = (torch.arange(len(which)) - (pieces.cumsum(0) - pieces)[which]).double()
+        bend = np.sqrt(bends(values))
+        spread = np.ptp(values, 1) / 12
+        pieces = np.ceil(np.maximum(bend, spread)).clip(1, 1e5).astype(int)
+        which, position = spelled_out(pieces)
         step = ((right - left) / pieces)[which]
         low = left[which] + position * step
-        masses = torch.logsumexp(self(at_nodes(low, low + step)) + LOG_WEIGHT, 1) + (step / 2).log()
+        masses = logsumexp(self(at_nodes(low, low + step)) + LOG_WEIGHT) + np.log(step / 2)
         return scatter_logsumexp(masses, group[which], groups)
 
 
+def bends(log_density):
+    """How far the log density on each panel is from a straight line: sum of its higher Legendre coefficients."""
+    return np.abs((log_density @ TO_COEFFICIENTS.T)[:, 2:]).sum(1)
+
+
+def spelled_out(counts):
+    """Of `counts[i]` items of each i: the i of every item, and its place among those of its i."""
+    which = np.arange(len(counts)).repeat(counts)
+    return which, np.arange(len(which)) - (counts.cumsum() - counts)[which]
+
+
+def logsumexp(terms):
+    """log of the sum of exp along the last axis; torch's exponential of many numbers is several times NumPy's."""
+    return torch.from_numpy(terms).logsumexp(-1).numpy()
+
+
 def scatter_logsumexp(terms, which, n):
-    top = torch.full((n,), -math.inf, dtype=torch.float64).scatter_reduce(0, which, terms, "amax")
-    safe = torch.where(top.isfinite(), top, 0.0)
-    return safe + torch.zeros(n, dtype=torch.float64).scatter_add(0, which, (terms - safe[which]).exp()).log()
+    top = np.full(n, -math.inf)
+    np.maximum.at(top, which, terms)
+    safe = np.where(np.isfinite(top), top, 0.0)
+    return safe + np.log(np.bincount(which, np.exp(terms - safe[which]), n))
 
 
 def kl_through_map(log_terms, edges, tolerance):
     """KL by a change of variables; `log_terms` gives log(data density in the new variable) and the log ratio there."""
 
     def values(x, left, right):
-        x = torch.cat([x, torch.stack([left, right], 1)], 1)
+        x = np.concatenate([x, np.stack([left, right], 1)], 1)
         log_weight, log_ratio = log_terms(x.reshape(-1))
-        weight = log_weight.exp()
-        return weight.reshape(x.shape), torch.where(weight > 0, weight * log_ratio, 0.0).reshape(x.shape)
+        weight = np.exp(log_weight)
+        return weight.reshape(x.shape), np.where(weight > 0, weight * log_ratio, 0.0).reshape(x.shape)
 
     def accept(left, right, weight, value):
         missed = [miss(v[:, :NODES], v[:, -2], v[:, -1]) * (right - left) for v in (weight, value)]
-        ratio = 1 + (value / weight.clamp_min(1e-300)).abs().max(1).values
+        ratio = 1 + np.abs(value / weight.clip(1e-300)).max(1)
         return (missed[0] <= tolerance) & (missed[1] <= tolerance * ratio)
 
     left, right, weight, value = resolve(values, edges, accept)

@@ -2,10 +2,9 @@
 
 import math
 
-import torch
+import numpy as np
 
-from entropic import _check
-from entropic.exact.data import Law, inputs
+from entropic.exact.data import Law, inputs, quiet
 from entropic.exact.panels import (
     BULK,
     LOG_SQRT_2PI,
@@ -17,16 +16,20 @@ from entropic.exact.panels import (
     WEIGHT,
     Piecewise,
     at_nodes,
+    bends,
     clenshaw,
     kl_through_map,
+    logsumexp,
     miss,
     resolve,
+    spelled_out,
     steepest,
     tail,
 )
 from entropic.solvers import find_solver
 
 
+@quiet()
 def stochastic_law(mixture, sigmas, start="normal", resolution=1.0, *, solver="ddim_stochastic"):
     """Exact law of a stochastic solver on a one-dimensional mixture.
 
@@ -44,7 +47,7 @@ def stochastic_law(mixture, sigmas, start="normal", resolution=1.0, *, solver="d
     move = _Moves(data, solver)
     needed = _needed(move, sigmas)
     low, high = initial.reach()
-    edges = torch.linspace(min(low, needed[0][0]), max(high, needed[0][1]), 17, dtype=torch.float64)
+    edges = np.linspace(min(low, needed[0][0]), max(high, needed[0][1]), 17)
     law = resolve(
         lambda x, left, right: (initial.log_density(x),),
         edges,
@@ -81,7 +84,7 @@ def _needed(move, sigmas):
     Backwards from the ends of the data: the state from which the least unlikely noise leads to the end, its own log
     density weighed by a half since the law may be wider than the marginal, and all within 40 nats.
     """
-    further = 2 ** (torch.arange(161, dtype=torch.float64) / 4) - 1
+    further = 2 ** (np.arange(161) / 4) - 1
     data = move.data
     target = data.reach(0.0)
     needed = []
@@ -90,16 +93,16 @@ def _needed(move, sigmas):
         if sigma_next == 0 and not data.continuous():
             low, high = target  # points fill their bins from where they lie
         else:
-            x = torch.stack([low - (high - low) * further, high + (high - low) * further])
+            x = np.stack([low - (high - low) * further, high + (high - low) * further])
             reached = move.mean(x, sigma, sigma_next)
-            missing = torch.stack([reached[0] - target[0], target[1] - reached[1]]).clamp_min(0)
+            missing = np.stack([reached[0] - target[0], target[1] - reached[1]]).clip(0)
             if sigma_next == 0:
-                hit = (missing == 0).to(torch.uint8).argmax(1)
+                hit = (missing == 0).argmax(1)
             else:
                 tau = move.std(sigma, sigma_next)
-                cost = (missing / tau).square() / 2 - data.log_density(x, sigma) / 2
-                near = cost <= cost.min(1, keepdim=True).values + 40
-                hit = (near * torch.arange(len(further))).argmax(1)
+                cost = np.square(missing / tau) / 2 - data.log_density(x, sigma) / 2
+                near = cost <= cost.min(1, keepdims=True) + 40
+                hit = (near * np.arange(len(further))).argmax(1)
             low, high = float(x[0, hit[0]]), float(x[1, hit[1]])
         target = (low, high)
         needed.append(target)
@@ -115,12 +118,12 @@ def _importance(data, sigma, sigma_last, x, log_density, top, low, high):
     """
     inside = data.reach(sigma)
     exact = data.log_density(x, sigma)
-    variance = float(data.variances.min())
+    variance = data.least_variance
     last = variance + sigma_last**2
     power = min(1.0, max(0.05, variance / last * (variance + sigma**2) / last)) if variance > 0 else 1.0
-    weight = torch.maximum(log_density - top, power * (exact - exact.max())).clamp_max(0).exp()
+    weight = np.exp(np.maximum(log_density - top, power * (exact - exact.max())).clip(max=0))
     outside = ((x < inside[0]) & (x > low)) | ((x > inside[1]) & (x < high))
-    return torch.where(outside, torch.ones_like(weight), weight)
+    return np.where(outside, 1.0, weight)
 
 
 def _accept_log_density(data, sigma, sigma_last, needed, resolution, tau=math.inf):
@@ -129,12 +132,12 @@ def _accept_log_density(data, sigma, sigma_last, needed, resolution, tau=math.in
 
     def accept(left, right, log_density):
         # (y - centre) / tau is rounded to one part in 1e16 of y / tau
-        tolerance = TOLERANCE / resolution + 4e-15 * torch.maximum(left.abs(), right.abs()) / tau
+        tolerance = TOLERANCE / resolution + 4e-15 * np.maximum(np.abs(left), np.abs(right)) / tau
         top[0] = max(top[0], float(log_density.max()))
         x = at_nodes(left, right)
-        weight = _importance(data, sigma, sigma_last, x, log_density, top[0], *needed).max(1).values
-        depth = top[0] - log_density.max(1).values
-        allowed = torch.minimum(tolerance * (1 / weight.clamp_min(1e-300) + depth), 1e-3 + 0.05 * depth)
+        weight = _importance(data, sigma, sigma_last, x, log_density, top[0], *needed).max(1)
+        depth = top[0] - log_density.max(1)
+        allowed = np.minimum(tolerance * (1 / weight.clip(1e-300) + depth), 1e-3 + 0.05 * depth)
         return tail(log_density) <= allowed
 
     return accept
@@ -148,32 +151,30 @@ def _stochastic_step(move, law, sigma, sigma_next, sigma_last, needed, resolutio
     # Panels on which the map is a polynomial too, then pieces on which the integrand is one, up to its exponential
     def accept(left, right, mapped, ends):
         x = at_nodes(left, right)
-        weight = _importance(data, sigma, sigma_last, x, law(x), top, *ends_of_law).max(1).values
-        size = mapped.abs().max(1).values
+        weight = _importance(data, sigma, sigma_last, x, law(x), top, *ends_of_law).max(1)
+        size = np.abs(mapped).max(1)
         return miss(mapped, *ends.T) * weight <= 1e-10 * tau / resolution + 1e-14 * size
 
     def source(x, left, right):
-        return move.mean(x, sigma, sigma_next), move.mean(torch.stack([left, right], 1), sigma, sigma_next)
+        return move.mean(x, sigma, sigma_next), move.mean(np.stack([left, right], 1), sigma, sigma_next)
 
     left, right, mapped, _ = resolve(source, law.edges, accept, depth=45)
     x = at_nodes(left, right)
     log_density = law(x)
-    weight = _importance(data, sigma, sigma_last, x, log_density, top, *ends_of_law).max(1).values
+    weight = _importance(data, sigma, sigma_last, x, log_density, top, *ends_of_law).max(1)
     # A slope of the log density only moves the maximum of the integrand; its bend makes the maximum narrow.
-    bend = (log_density @ TO_COEFFICIENTS.T)[:, 2:].abs().sum(1)
-    pieces = torch.maximum(steepest(mapped) / (2.75 * tau), bend.sqrt())
-    pieces = torch.where(weight < 1e-25, 1.0, (pieces * resolution).ceil().clamp(1, 1e6)).long()
-    panel = torch.arange(len(left)).repeat_interleave(pieces)
-    position = torch.arange(len(panel)) - (pieces.cumsum(0) - pieces)[panel]
-    pieces = pieces[panel].double()
+    pieces = np.maximum(steepest(mapped) / (2.75 * tau), np.sqrt(bends(log_density)))
+    pieces = np.where(weight < 1e-25, 1.0, np.ceil(pieces * resolution).clip(1, 1e6)).astype(int)
+    panel, position = spelled_out(pieces)
+    pieces = pieces[panel].astype(float)
     t = ((2 * position + 1)[:, None] + NODE) / pieces[:, None] - 1
     centres = clenshaw((mapped @ TO_COEFFICIENTS.T)[panel, None], t)
     masses = clenshaw((log_density @ TO_COEFFICIENTS.T)[panel, None], t)
-    masses += ((right - left)[panel] / (2 * pieces)).log()[:, None] + LOG_WEIGHT
+    masses += np.log((right - left)[panel] / (2 * pieces))[:, None] + LOG_WEIGHT
     source = _Source(centres, masses, tau)
 
-    bulk = (log_density.max(1).values > top - BULK**2 / 2).nonzero()
-    ends = move.mean(torch.stack([left[bulk[0, 0]], right[bulk[-1, 0]]]), sigma, sigma_next)
+    bulk = (log_density.max(1) > top - BULK**2 / 2).nonzero()[0]
+    ends = move.mean(np.array([left[bulk[0]], right[bulk[-1]]]), sigma, sigma_next)
     low = min(needed[0], float(ends[0]) - BULK * tau)
     high = max(needed[1], float(ends[1]) + BULK * tau)
     edges = _seed(move.mean(law.edges, sigma, sigma_next)[::2], low, high, tau, resolution)
@@ -183,8 +184,8 @@ def _stochastic_step(move, law, sigma, sigma_next, sigma_last, needed, resolutio
         _accept_log_density(data, sigma_next, sigma_last, needed, resolution, tau),
         depth=30,
     )
-    kept = (values.max(1).values > values.max() - BULK**2 / 2) | ((right > needed[0]) & (left < needed[1]))
-    kept = kept.nonzero()
+    kept = (values.max(1) > values.max() - BULK**2 / 2) | ((right > needed[0]) & (left < needed[1]))
+    kept = kept.nonzero()[0]
     kept = slice(int(kept[0]), int(kept[-1]) + 1)
     return Piecewise(left[kept], right[kept], values[kept])
 
@@ -192,10 +193,10 @@ def _stochastic_step(move, law, sigma, sigma_next, sigma_last, needed, resolutio
 def _seed(candidates, low, high, tau, resolution):
     """Edges from `low` to `high` through those candidates that are about 2 tau apart or more, eight gaps at least."""
     inside = candidates[(candidates > low) & (candidates < high)]
-    inside = torch.cat([inside, torch.linspace(low, high, round(8 * resolution) + 1, dtype=torch.float64)])
-    inside = inside.sort().values
-    cells = torch.floor(inside * resolution / (2 * tau)).diff() > 0
-    return torch.cat([inside[:1], inside[1:-1][cells[:-1]], inside[-1:]]).unique()
+    inside = np.concatenate([inside, np.linspace(low, high, round(8 * resolution) + 1)])
+    inside.sort()
+    cells = np.diff(np.floor(inside * resolution / (2 * tau))) > 0
+    return np.unique(np.concatenate([inside[:1], inside[1:-1][cells[:-1]], inside[-1:]]))
 
 
 class _Source:
@@ -215,47 +216,51 @@ class _Source:
     def _windows(self, y, first, last):
         """For rows of y (G, n), the blocks that matter to each value, sought in [first, last) of the row (G,)."""
         width = int((last - first).max())
-        block = first[:, None] + torch.arange(width)
+        block = first[:, None] + np.arange(width)
         outside = (block >= last[:, None])[:, None]
-        block = block.clamp_max(len(self.low) - 1)
+        block = block.clip(max=len(self.low) - 1)
         at = y[:, :, None]
-        scale = -0.5 / self.tau**2
-        score = (at - self.low[block][:, None]).square_().mul_(scale).add_(self.at_low[block][:, None])
-        other = (at - self.high[block][:, None]).square_().mul_(scale).add_(self.at_high[block][:, None])
-        score = torch.maximum(score, other)
-        score = score.masked_fill_(outside, -math.inf)
-        near = (score >= score.amax(2, keepdim=True) - 45).to(torch.uint8)
-        return near.argmax(2) + first[:, None], width - near.flip(2).argmax(2) + first[:, None]
+        score = self._score(at, self.low[block][:, None], self.at_low[block][:, None])
+        np.maximum(score, self._score(at, self.high[block][:, None], self.at_high[block][:, None]), out=score)
+        np.copyto(score, -math.inf, where=outside)
+        near = score >= score.max(2, keepdims=True) - 45
+        return near.argmax(2) + first[:, None], width - near[..., ::-1].argmax(2) + first[:, None]
+
+    def _score(self, y, centre, log_mass):
+        score = y - centre
+        score *= score
+        score *= -0.5 / self.tau**2
+        score += log_mass
+        return score
 
     def log_density(self, y):
         order = y.argsort()
         y = y[order]
         group = 16
-        ends = torch.cat([y[::group], y[-1:]])
-        zero = torch.zeros(1, dtype=torch.long)
+        ends = np.append(y[::group], y[-1])
+        size = max(1, 500_000 // len(self.low))
+        zero = np.zeros(1, dtype=int)
         found = [
-            self._windows(chunk[None], zero, zero + len(self.low))
-            for chunk in ends.split(max(1, 500_000 // len(self.low)))
+            self._windows(ends[None, i : i + size], zero, zero + len(self.low))
+            for i in range(0, len(ends), size)
         ]
-        first, last = (torch.cat([f[k][0] for f in found]) for k in (0, 1))
+        first, last = (np.concatenate([f[k][0] for f in found]) for k in (0, 1))
         # A block seen through its ends alone may leave a window a value early or late: keep both ends in order.
-        first, last = first.flip(0).cummin(0).values.flip(0), last.cummax(0).values
-        rows = torch.cat([y, y[-1:].expand(-len(y) % group)]).reshape(-1, group)
-        starts, stops = torch.empty_like(rows, dtype=torch.long), torch.empty_like(rows, dtype=torch.long)
+        first, last = np.minimum.accumulate(first[::-1])[::-1], np.maximum.accumulate(last)
+        rows = np.append(y, y[-1:].repeat(-len(y) % group)).reshape(-1, group)
+        starts, stops = np.empty(rows.shape, dtype=int), np.empty(rows.shape, dtype=int)
         for pick in _batches(last[1:] - first[:-1], group):
             starts[pick], stops[pick] = self._windows(rows[pick], first[:-1][pick], last[1:][pick])
         starts, stops = starts.reshape(-1)[: len(y)], stops.reshape(-1)[: len(y)]
-        result = torch.empty_like(y)
+        result = np.empty_like(y)
         for pick in _batches(stops - starts, NODES):
-            block = starts[pick, None] + torch.arange(int((stops - starts)[pick[-1]]))
+            block = starts[pick, None] + np.arange(int((stops - starts)[pick[-1]]))
             outside = block >= stops[pick, None]
-            block = block.clamp_max(len(self.low) - 1)
-            exponent = (y[pick, None, None] - self.centres[block]).mul_(1 / self.tau).square_().mul_(-0.5)
-            exponent += self.log_mass[block]
-            exponent.masked_fill_(outside[:, :, None], -math.inf)
-            result[pick] = exponent.flatten(1).logsumexp(1)
-        result -= math.log(self.tau) + LOG_SQRT_2PI
-        return torch.empty_like(y).scatter_(0, order, result)
+            block = block.clip(max=len(self.low) - 1)
+            exponent = self._score(y[pick, None, None], self.centres[block], self.log_mass[block])
+            np.copyto(exponent, -math.inf, where=outside[:, :, None])
+            result[order[pick]] = logsumexp(exponent.reshape(len(pick), -1))
+        return result - (math.log(self.tau) + LOG_SQRT_2PI)
 
 
 def _batches(sizes, factor, elements=200_000):
@@ -280,71 +285,65 @@ class StochasticLaw(Law):
 
         # Panels on which exp(log density) and the denoiser are polynomials
         def accept(left, right, log_density, denoised, ends):
-            bend = (log_density @ TO_COEFFICIENTS.T)[:, 2:].abs().sum(1)
-            spread = log_density.max(1).values - log_density.min(1).values
-            mass = log_density.max(1).values.exp() * (right - left)
+            bend, spread = bends(log_density), np.ptp(log_density, 1)
+            mass = np.exp(log_density.max(1)) * (right - left)
             smooth = miss(denoised, *ends.T) * mass <= 1e-12 * span
             return smooth & (((bend <= 1 / resolution) & (spread <= 12)) | (mass < 1e-300))
 
-        span = float(data.means.max() - data.means.min()) + float(data.variances.max().sqrt())
+        span = float(np.ptp(data.means)) + math.sqrt(data.variances.max())
 
         def values(x, left, right):
-            ends = torch.stack([left, right], 1)
+            ends = np.stack([left, right], 1)
             return law(x), data.denoise(x, sigma)[0], data.denoise(ends, sigma)[0]
 
         left, right, *_ = resolve(values, law.edges, accept)
-        self._edges = torch.cat([left, right[-1:]])
+        self._edges = np.concatenate([left, right[-1:]])
 
     def _invert(self, y):
         """x with D(x; sigma_min) = y, by bisection; the ends of the law's range where there is none."""
-        low = torch.full_like(y, float(self._edges[0]))
-        high = torch.full_like(y, float(self._edges[-1]))
+        low = np.full_like(y, float(self._edges[0]))
+        high = np.full_like(y, float(self._edges[-1]))
         for _ in range(64):
             middle = (low + high) / 2
             below = self._data.denoise(middle, self._sigma)[0] < y
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
         return (low + high) / 2
 
-    def log_density(self, y):
-        """log density of the generated value at `y`, shaped like y; -inf outside the range of the denoiser."""
-        y = _check.as_float64("y", y)
-        flat = y.reshape(-1)
-        x = self._invert(flat)
+    def _log_density(self, y):
+        x = self._invert(y)
         denoised, slope = self._data.denoise(x, self._sigma)
-        result = self._law(x) - slope.log()
-        # Outside the range bisection ends on the border, whose image is not y.
-        hit = (denoised - flat).abs() <= 1e-9 * (1 + flat.abs())
-        return torch.where(hit, result, -math.inf).reshape(y.shape)
+        # Outside the range of the denoiser bisection ends on the border, whose image is not y.
+        hit = np.abs(denoised - y) <= 1e-9 * (1 + np.abs(y))
+        return np.where(hit, self._law(x) - np.log(slope), -math.inf)
 
     def _log_intervals(self, low, high):
-        ends = torch.cat([low, high])
+        ends = np.concatenate([low, high])
         x = self._invert(ends)
-        x = torch.where(ends == -math.inf, self._edges[0], torch.where(ends == math.inf, self._edges[-1], x))
-        edges = torch.cat([self._edges, x]).unique()
-        first, last = torch.searchsorted(edges, x).reshape(2, -1)
-        count = (last - first).clamp_min(0)
-        which = torch.arange(len(low)).repeat_interleave(count)
-        piece = torch.arange(len(which)) - (count.cumsum(0) - count)[which] + first[which]
+        x = np.where(ends == -math.inf, self._edges[0], np.where(ends == math.inf, self._edges[-1], x))
+        edges = np.unique(np.concatenate([self._edges, x]))
+        first, last = np.searchsorted(edges, x).reshape(2, -1)
+        which, piece = spelled_out((last - first).clip(0))
+        piece += first[which]
         if len(which) <= 10 * len(edges):
-            return self._law.log_masses(edges[piece], edges[piece + 1], which, len(low)).clamp_max(0)
-        every = torch.arange(len(edges) - 1)
-        total = self._law.log_masses(edges[:-1], edges[1:], every, len(every)).exp().cumsum(0)
-        total = torch.cat([total.new_zeros(1), total])
-        return (total[last] - total[first]).clamp(0, 1).log()
+            return self._law.log_masses(edges[piece], edges[piece + 1], which, len(low)).clip(max=0)
+        every = np.arange(len(edges) - 1)
+        total = np.exp(self._law.log_masses(edges[:-1], edges[1:], every, len(every))).cumsum()
+        total = np.append(0.0, total)
+        return np.log((total[last] - total[first]).clip(0, 1))
 
     def moments(self):
         """Total mass, mean and variance of the generated value, as floats; the mass is 1 up to the error."""
         left, right = self._edges[:-1], self._edges[1:]
         x = at_nodes(left, right)
-        weight = self._law(x).exp() * WEIGHT * ((right - left) / 2)[:, None]
+        weight = np.exp(self._law(x)) * WEIGHT * ((right - left) / 2)[:, None]
         y = self._data.denoise(x, self._sigma)[0]
         mean = (weight * y).sum() / weight.sum()
-        return float(weight.sum()), float(mean), float((weight * (y - mean).square()).sum() / weight.sum())
+        return float(weight.sum()), float(mean), float((weight * np.square(y - mean)).sum() / weight.sum())
 
     def _kl(self, data):
         def log_terms(x):
             y, slope = self._data.denoise(x, self._sigma)
-            log_data, log_slope = data.log_density(y, 0.0), slope.log()
+            log_data, log_slope = data.log_density(y, 0.0), np.log(slope)
             return log_data + log_slope, log_data - self._law(x) + log_slope
 
         return kl_through_map(log_terms, self._edges, self._tolerance)
