@@ -95,6 +95,26 @@ def levels(sigma):
     return sigma
 
 
+def ascending(sigma, least=2):
+    """Return `sigma` (n,) as float64; ValueError unless it ascends strictly, above 0, and n >= `least`."""
+    sigma = levels(sigma)
+    if sigma.ndim != 1 or len(sigma) < least:
+        raise ValueError(f"sigma has shape {tuple(sigma.shape)}; pass one dimension, {least} levels or more")
+    if not (sigma.diff() > 0).all():
+        index = int((sigma.diff() <= 0).nonzero()[0])
+        pair = sigma[index : index + 2].tolist()
+        raise ValueError(f"sigma[{index}:{index + 2}] = {pair} does not ascend; sort it, drop duplicates")
+    return sigma
+
+
+def inside(name, value, low, high, said, slack=0.0):
+    """Return `value` cut to [low, high]; ValueError, which ends in `said`, where it is outside by a share > `slack`."""
+    bad = ~((value >= low * (1 - slack)) & (value <= high * (1 + slack)))
+    if bad.any():
+        raise ValueError(f"{name} = {value[bad].flatten()[0].item()}{said}")
+    return value.clamp(low, high)
+
+
 def mean_square(name, value):
     """Return `value` as float64; ValueError unless every entry is finite and at least 0."""
     value = as_float64(name, value)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from entropic._check import as_float64, integer, levels, mean_square, positive
+from entropic._check import as_float64, ascending, integer, levels, mean_square, positive
 from entropic.times import POWER, Time, cumulative, power_of, spline_increments
 
 # The rate
@@ -125,15 +125,7 @@ class ErrorCurve:
         covariance=None,
         directions=None,
     ):
-        self.sigma = levels(sigma)
-        if self.sigma.ndim != 1 or len(self.sigma) < 4:
-            raise ValueError(
-                f"sigma has shape {tuple(self.sigma.shape)}; pass one dimension, 4 levels or more"
-            )
-        if not (self.sigma.diff() > 0).all():
-            index = int((self.sigma.diff() <= 0).nonzero()[0])
-            pair = self.sigma[index : index + 2].tolist()
-            raise ValueError(f"sigma[{index}:{index + 2}] = {pair} does not ascend; sort it, drop duplicates")
+        self.sigma = ascending(sigma, 4)
         self.eps2 = mean_square("eps2", eps2)
         self.covariance = None
         if covariance is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from entropic._check import as_float64, check_finite, check_scale, integer, positive
+from entropic._check import as_float64, ascending, check_finite, check_scale, integer, positive
 from entropic.curve import ErrorCurve, eps2_from_edm_loss
 from entropic.files import ArrayStore
 from entropic.identity import content_sha256
@@ -104,8 +104,7 @@ def estimate(
     other arguments, or a file that is no store; a denoiser that cannot be told by content, with a store and no tag; a
     denoiser that returns NaN, another shape, or no real floating tensor.
     """
-    sigma = as_float64("sigmas", sigmas).cpu()
-    sigma = ErrorCurve(sigma, torch.zeros_like(sigma)).sigma
+    sigma = ascending(as_float64("sigmas", sigmas).cpu(), 4)
     if not torch.is_tensor(x) or not x.is_floating_point() or x.ndim < 2:
         found = f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
         raise ValueError(f"x is {found}; pass a floating tensor (N, ...), scaled as the denoiser expects it")

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from entropic._check import as_float64, check_finite, integer, positive, sigma_range
+from entropic._check import as_float64, check_finite, inside, integer, positive, sigma_range
 
 
 class Process:
@@ -42,13 +42,8 @@ class Process:
         sigma = as_float64("sigma", sigma)
         ends = self._sigma(torch.tensor([self.t_min, self.t_max], dtype=torch.float64))
         low, high = ends.tolist()
-        slack = 1e-12
-        bad = ~((sigma >= low * (1 - slack)) & (sigma <= high * (1 + slack)))
-        if bad.any():
-            raise ValueError(
-                f"sigma = {sigma[bad].flatten()[0].item()}; {self.name} has noise from {low:g} to {high:g}"
-            )
-        return self._t(sigma.clamp(low, high)).clamp(self.t_min, self.t_max)
+        said = f"; {self.name} has noise from {low:g} to {high:g}"
+        return self._t(inside("sigma", sigma, low, high, said, 1e-12)).clamp(self.t_min, self.t_max)
 
     def sigma_rate(self, t):
         """The derivative sigma'(t)."""
@@ -77,12 +72,8 @@ class Process:
         return self.drift(t) / rate, self.diffusion(t) / rate.sqrt()
 
     def _inside(self, t):
-        t = as_float64("t", t)
-        bad = ~((t >= self.t_min) & (t <= self.t_max))
-        if bad.any():
-            value = t[bad].flatten()[0].item()
-            raise ValueError(f"t = {value}; {self.name} runs over [{self.t_min:g}, {self.t_max:g}]")
-        return t
+        said = f"; {self.name} runs over [{self.t_min:g}, {self.t_max:g}]"
+        return inside("t", as_float64("t", t), self.t_min, self.t_max, said)
 
     def _finite(self, what, t, value):
         if not torch.isfinite(value).all():

@@ -6,7 +6,7 @@ Entropies are in nats, sigma is in data units. ValueError: levels outside the ra
 import numpy as np
 import torch
 
-from entropic._check import SLACK, as_float64, integer, levels, sigma_range
+from entropic._check import SLACK, as_float64, ascending, inside, integer, levels, sigma_range
 
 # dphi / dsigma = eps2 / sigma^power
 POWER = {"entropic": 3, "rescaled": 2}
@@ -23,12 +23,11 @@ class Time:
     """
 
     def __init__(self, sigma, phi, slope=None, *, _linear=None, _combine=None):
-        self.sigma, self.phi = levels(sigma), as_float64("phi", phi)
-        if self.sigma.ndim != 1 or len(self.sigma) < 2 or self.phi.shape != self.sigma.shape:
-            raise ValueError(
-                f"sigma {tuple(self.sigma.shape)} and phi {tuple(self.phi.shape)}: pass one phi a level"
-            )
-        if not (self.sigma.diff() > 0).all() or not (self.phi.diff() >= 0).all():
+        self.sigma, self.phi = ascending(sigma), as_float64("phi", phi)
+        if self.phi.shape != self.sigma.shape:
+            shapes = tuple(self.sigma.shape), tuple(self.phi.shape)
+            raise ValueError(f"sigma {shapes[0]} and phi {shapes[1]}: pass one phi a level")
+        if not (self.phi.diff() >= 0).all():
             raise ValueError("sigma and phi must ascend together; sort them")
         if not self.phi[-1] > self.phi[0]:
             raise ValueError(
@@ -147,13 +146,9 @@ class Time:
         return sigma, share
 
     def _locate(self, sigma):
-        sigma = levels(sigma)
         low, high = self.sigma[0].item(), self.sigma[-1].item()
-        bad = ~((sigma >= low * (1 - SLACK)) & (sigma <= high * (1 + SLACK)))
-        if bad.any():
-            value = sigma[bad].flatten()[0].item()
-            raise ValueError(f"sigma = {value} is outside the curve, which covers [{low:g}, {high:g}]")
-        sigma = sigma.clamp(low, high)
+        said = f" is outside the curve, which covers [{low:g}, {high:g}]"
+        sigma = inside("sigma", levels(sigma), low, high, said, SLACK)
         index = (torch.searchsorted(self.sigma, sigma.contiguous(), right=True) - 1).clamp(
             0, len(self._h) - 1
         )
@@ -197,9 +192,7 @@ def time_from_rate(process, rate, sigma, kind="entropic", order=12):
     at the knots of the process. `sigma` ascends within the range of the process. By Theorem 5.2 the result does not
     depend on the process.
     """
-    sigma = levels(sigma)
-    if sigma.ndim != 1 or len(sigma) < 2 or not (sigma.diff() > 0).all():
-        raise ValueError(f"sigma = {sigma}; pass one dimension of ascending levels, at least two")
+    sigma = ascending(sigma)
     power_of(kind)
     node, weight = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(integer("order", order, 1)))
 

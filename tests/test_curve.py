@@ -860,7 +860,7 @@ BAD = {
     "rate(t)[0] = nan": lambda: time_from_rate(edm(), lambda t: t * math.nan, LEVELS),
     "the mixture has 16 dimensions": lambda: score_norms(edm(), HIGH["points, D = 16"], [1.0]),
     "order = 0": lambda: time_from_rate(edm(), lambda t: t, LEVELS, order=0),
-    "pass one dimension of ascending levels": lambda: time_from_rate(edm(), lambda t: t, [2.0, 1.0]),
+    "sigma[0:2] = [2.0, 1.0] does not ascend": lambda: time_from_rate(edm(), lambda t: t, [2.0, 1.0]),
 }
 
 
