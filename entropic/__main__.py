@@ -119,17 +119,11 @@ def _made(arguments):
     if len(given) > 1:
         raise ValueError(f"--{given[0]} and --{given[1]} are both given; the data is one of them")
     if name not in _SOLVER:
-        for option in ("solver", "metric", "alpha"):
-            if getattr(arguments, option) is not None:
-                raise ValueError(
-                    f"--{option} has no effect on {name}; leave it out, or use {' or '.join(_SOLVER)}"
-                )
-        if arguments.free_end:
-            raise ValueError(
-                f"--free-end has no effect on {name}; leave it out, or use {' or '.join(_SOLVER)}"
-            )
-    if arguments.explain and name != "solver-aware":
-        raise ValueError(f"--explain has no effect on {name}; it tells how solver-aware was chosen")
+        _refuse(arguments, ("solver", "metric", "alpha", "free-end"), " or ".join(_SOLVER))
+    if name in _PLAIN:
+        _refuse(arguments, given, ", ".join(_SPECTRUM))
+    if name != "solver-aware":
+        _refuse(arguments, ("explain",), "solver-aware, whose choice it tells")
     if name in _SOLVER and arguments.solver is None:
         raise ValueError(f"{name} needs --solver: the grid is made for one")
     elif arguments.alpha is not None and not abs(arguments.alpha) <= _LARGEST_ALPHA:
@@ -139,10 +133,6 @@ def _made(arguments):
         )
     told = {"schedule": name}
     if name in _PLAIN:
-        if given:
-            raise ValueError(
-                f"--{given[0]} has no effect on {name}; leave it out, or use {', '.join(_SPECTRUM)}"
-            )
         return _PLAIN[name](n, low, high), told
     if name == "arctan":
         if given not in ([], ["preset"]):
@@ -163,6 +153,13 @@ def _made(arguments):
     return place(n, data.curve, low, high), told
 
 
+def _refuse(arguments, options, others):
+    """ValueError where one of the options is given; `others`: the schedules that take them."""
+    for option in options:
+        if getattr(arguments, option.replace("-", "_")) not in (None, False):
+            raise ValueError(f"--{option} has no effect on {arguments.name}; leave it out, or use {others}")
+
+
 def _solver_aware(arguments, data, low, high, told):
     if None not in (arguments.metric, arguments.alpha):
         raise ValueError(
@@ -171,26 +168,11 @@ def _solver_aware(arguments, data, low, high, told):
     alpha = arguments.alpha
     if arguments.metric is None and alpha is None:
         alpha = placement.DEFAULT.alpha
-    told |= {
-        "solver": arguments.solver,
-        "metric": arguments.metric,
-        "alpha": alpha,
-        "free_end": arguments.free_end,
-    }
-    what = (arguments.n, arguments.solver, arguments.metric or "w2", low, high)
-    how = {"alpha": alpha, "multiplicity": data.multiplicity, "free_end": arguments.free_end}
+    n, solver, metric = arguments.n, arguments.solver, arguments.metric or "w2"
+    options = {"multiplicity": data.multiplicity, "free_end": arguments.free_end}
+    told |= {"solver": solver, "metric": arguments.metric, "alpha": alpha, "free_end": arguments.free_end}
     if arguments.name == "solver-aware":
-        goal = goal_of(arguments.metric or "w2", alpha)
-        chosen = placement.plan(
-            arguments.n,
-            data.curve,
-            arguments.solver,
-            goal,
-            low,
-            high,
-            multiplicity=data.multiplicity,
-            free_end=arguments.free_end,
-        )
+        chosen = placement.plan(n, data.curve, solver, goal_of(metric, alpha), low, high, **options)
         if arguments.explain:
             print(chosen.explain(), file=sys.stderr)
         told["method"], found = chosen.method, chosen.sigmas
@@ -199,7 +181,9 @@ def _solver_aware(arguments, data, low, high, told):
             "gaussian-optimal is made for a spectrum; pass --variances or --preset, or use solver-aware"
         )
     else:
-        found = placement.gaussian_optimal_sigmas(data.variances, *what, **how)
+        found = placement.gaussian_optimal_sigmas(
+            data.variances, n, solver, metric, low, high, alpha=alpha, **options
+        )
     return found, told
 
 
