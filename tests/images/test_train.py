@@ -4,10 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -16,6 +13,7 @@ import torch
 
 from entropic.images import data, train
 from entropic.images.networks.small import SmallUNet, load_network
+from tests.conftest import run_python, start_process
 
 TINY = train.Recipe(
     dataset="noise",
@@ -55,30 +53,23 @@ def digests(folder):
     }
 
 
-RUN = """
-import sys, torch
-torch.set_num_threads(1)
-from tests.images.test_train import TINY, noise_images
-from entropic.images.train import train
-train(TINY, sys.argv[1], *noise_images(), device="cpu", progress=False)
-"""
-
-
-def start(folder, *launcher, **environment):
-    command = [sys.executable, *launcher] + ([] if launcher else ["-c", RUN]) + [str(folder)]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def train_tiny(folder, **changes):
+    """With one thread, so that every process rounds alike."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train.train(
+            dataclasses.replace(TINY, **changes), folder, *noise_images(), device="cpu", progress=False
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    train_tiny(folder)
     return folder
 
 
@@ -87,19 +78,19 @@ def test_killed_at_any_moment_a_run_ends_as_if_never_stopped(whole, tmp_path):
     folder, moments = tmp_path / "killed", np.random.default_rng(0)
     kills, begun = 0, 0
     while kills < 4:
-        process = start(folder)
-        while process.poll() is None and lines(folder) <= begun:
+        process = start_process(train_tiny, folder)
+        while process.is_alive() and lines(folder) <= begun:
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if process.returncode != -signal.SIGKILL:
+        process.kill()
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
             break
         kills, begun = kills + 1, lines(folder)
     assert kills >= 2
     assert not (folder / "weights.safetensors").exists() or lines(folder) == lines(whole)
-    output, _ = start(folder).communicate(timeout=300)
-    assert digests(folder) == digests(whole), output
+    train_tiny(folder)
+    assert digests(folder) == digests(whole)
     assert set(digests(whole)) == {"weights.safetensors", "weights.log.jsonl"}
 
 
@@ -117,6 +108,10 @@ def test_a_half_written_last_line_is_dropped(whole, tmp_path):
     assert (tmp_path / "weights.log.jsonl").read_bytes() == (whole / "weights.log.jsonl").read_bytes()
 
 
+def train_few_steps(folder):
+    train_tiny(folder, steps=6, log_every=2, network=TINY.network | {"dropout": 0.0})
+
+
 def test_two_processes_share_the_batch(tmp_path):
     """Without dropout two gloo processes take the very steps of one: equal but for the order of float32 sums.
 
@@ -124,19 +119,12 @@ def test_two_processes_share_the_batch(tmp_path):
     step: weights are bounded by the few steps' total length, losses to the precision that the log shows.
     """
     folders = tmp_path / "one", tmp_path / "two"
-    script = tmp_path / "run.py"
-    script.write_text(
-        RUN.replace(
-            "train(TINY,",
-            "import dataclasses\ntrain(dataclasses.replace(TINY, steps=6, log_every=2, "
-            "network=TINY.network | {'dropout': 0.0}),",
-        )
-    )
-    for folder, count in zip(folders, (1, 2), strict=True):
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(script)]
-        process = start(folder, *launcher, PYTHONPATH=os.environ["PYTHONPATH"])
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+    train_few_steps(folders[0])
+    code = "import sys; from tests.images.test_train import train_few_steps as f; f(sys.argv[1])"
+    (tmp_path / "run.py").write_text(code)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "run.py"]
+    shared = run_python(*launcher, folders[1], OMP_NUM_THREADS="1")
+    assert shared.returncode == 0, shared.stdout + shared.stderr
     one, two = (
         [json.loads(line) for line in (f / "weights.log.jsonl").read_text().splitlines()[1:]] for f in folders
     )
