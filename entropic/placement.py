@@ -475,7 +475,7 @@ def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
     share = -np.diff(ends) / span
     start = np.log(np.maximum(share - least / count, _LEAST_GAP / count) / (1 - least))
     scale = deviation(logs)[0]
-    best, tie = [scale, sigmas], [0.0]
+    best, tie = [scale, None], [0.0]
 
     def loss(free):
         weight = np.exp(free - free.max())
@@ -484,9 +484,7 @@ def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
         grid[1 : inner + 1] = ends[0] - span * np.cumsum(least / count + (1 - least) * weight)[:-1]
         value, gradient = deviation(grid)
         if value < best[0] * (1 + tie[0]):
-            best[:] = value, ending_in_zero(torch.cat([sigmas[:1], torch.from_numpy(grid[1:]).exp()]))
-            if low is None:
-                best[1][-2] = sigmas[-2]  # not to rounding
+            best[:] = value, grid
         # A level hangs on all gaps above it.
         to_gaps = -span * (1 - least) * np.append(np.cumsum(gradient[inner:0:-1])[::-1], 0.0)
         return value / scale, weight * (to_gaps - weight @ to_gaps) / scale
@@ -495,7 +493,13 @@ def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
         found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxcor": 20, **effort})
         tie[0] = 1e-14  # where values agree to rounding, the least gradient tells the minimum, to more digits
         loss(found.x)
-    return best
+    value, grid = best
+    if grid is None:
+        return value, sigmas
+    found = ending_in_zero(torch.cat([sigmas[:1], torch.from_numpy(grid[1:]).exp()]))
+    if low is None:
+        found[-2] = sigmas[-2]  # not to rounding
+    return value, found
 
 
 # The density
