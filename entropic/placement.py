@@ -24,7 +24,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 
 from entropic import _check
 from entropic.gaussian import Weighted, goal_of, implied_spectrum, misfit, spectrum
@@ -467,6 +466,8 @@ def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
     A step in log sigma is at least `least` times the mean, that from a free last level to `low` among them, but for the
     steps of the grid that it starts from. Two levels never meet: a solver may divide by the step.
     """
+    from scipy.optimize import minimize
+
     least = max(least, _LEAST_GAP)
     logs = sigmas[:-1].log().numpy()
     ends = logs if low is None else np.append(logs, math.log(low))

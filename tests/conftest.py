@@ -1,6 +1,7 @@
 """What several test modules share: the repository, and one run of all notebooks in the smoke profile."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -23,6 +24,26 @@ def run_python(*words, cwd=ROOT, **environment):
     """Run a script of the repository with the tests' own interpreter."""
     about = {"cwd": cwd, "env": os.environ | environment, "encoding": "utf-8", "errors": "replace"}
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, **about)
+
+
+# A server that has loaded torch forks what is started: a test that needs processes does not pay for their imports.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(
+    ["tests.conftest", "entropic.images.generate", "entropic.images.train", "torch._dynamo"]
+)
+
+
+def start_process(function, *words, **environment):
+    """A process of its own that runs `function(*words)`, a function of a module, in this environment with additions."""
+    process = _PROCESSES.Process(target=_run, args=(os.environ | environment, function, words), daemon=True)
+    process.start()
+    return process
+
+
+def _run(environment, function, words):
+    os.environ.clear()  # the server's is that of its start
+    os.environ.update(environment)
+    function(*words)
 
 
 def pytest_collection_modifyitems(items):

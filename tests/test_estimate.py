@@ -3,10 +3,6 @@
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 
 import numpy as np
@@ -18,7 +14,7 @@ from entropic.bases import Basis, amplitudes, fourier_basis, pca_basis
 from entropic.curve import ErrorCurve, eps2_from_edm_loss
 from entropic.estimate import curve_from_logvar, curve_from_training_log, estimate
 from entropic.mixtures import GaussianMixture
-from tests.conftest import ROOT
+from tests.conftest import start_process
 
 F64 = torch.float64
 
@@ -181,39 +177,32 @@ def test_labels_follow_their_rows():
 
 # Resumption
 
-KILLED = """
-    import sys, time
-    sys.path.insert(0, {root!r})
-    from entropic import bases, estimate, files
-    from tests.test_estimate import SIGMA, _images, _linear
+
+def slow_estimate(store, common):
+    """What the killed process runs."""
     files._PAUSE = 0.0
 
     def slow(x, sigma):
         time.sleep(0.05)
         return _linear(x, sigma)
 
-    arguments = {{"bases": {{"frequency": bases.fourier_basis((2, 6, 6))}}, "common_noise": {common}}}
-    estimate.estimate(
-        slow, _images(), SIGMA, samples=50, batch=5, seed=7, store={store!r}, tag="linear", **arguments
-    )
-"""
+    arguments = {"bases": {"frequency": fourier_basis((2, 6, 6))}, "common_noise": common}
+    estimate(slow, _images(), SIGMA, samples=50, batch=5, seed=7, store=store, tag="linear", **arguments)
 
 
 @pytest.mark.parametrize("common", [True, False])
-def test_a_killed_run_ends_with_the_same_arrays(tmp_path, monkeypatch, common):
+def test_a_killed_run_ends_with_the_same_arrays(tmp_path, common):
     store = tmp_path / "deep" / "store.npz"
-    root = str(ROOT)
-    script = textwrap.dedent(KILLED.format(root=root, common=common, store=str(store)))
-    child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
+    child = start_process(slow_estimate, store, common)
     total, done = 50 * 12, 0
     while done < 100:
-        assert child.poll() is None, child.stderr.read().decode()
+        assert child.is_alive()
         time.sleep(0.02)
         if store.exists():
             with np.load(store) as file:
                 done = int(file["done"].sum())
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate()
+    child.kill()
+    child.join()
     with np.load(store) as file:
         done = int(file["done"].sum())
         assert len(set(file["done"].tolist())) == 2 or done % 60 == 0

@@ -86,10 +86,6 @@ def test_what_a_notebook_imports_exists(page):
             assert [one.name for one in node.names if not TREE.definers(node.module, one.name)] == []
 
 
-# Two modules that still import scipy at the top. Whoever moves an import into its function removes the name here.
-STILL_AT_THE_TOP = {"entropic.exact.data", "entropic.placement"}
-
-
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
 def test_scipy_is_imported_where_it_is_used(module):
     """At the top of a module it would add a fifth to what torch costs every start of Python."""
@@ -100,7 +96,7 @@ def test_scipy_is_imported_where_it_is_used(module):
         for alias in node.names
     ]
     late = not any(name.partition(".")[0] == "scipy" for name in names)
-    assert late or module.name in STILL_AT_THE_TOP or not module.name.startswith("entropic")
+    assert late or not module.name.startswith("entropic")
 
 
 def test_what_the_readme_calls_by_its_public_name_is_public():

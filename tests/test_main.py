@@ -2,6 +2,8 @@
 
 import json
 import math
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -188,13 +190,23 @@ def test_formats_hold_the_same_sigmas(capsys, curve, tmp_path):
     assert space["sigmas"] == expected.tolist()
 
 
-def test_it_runs_as_a_module(tmp_path):
+def test_it_runs_as_a_module(tmp_path, monkeypatch, capsys):
     good = run_python("-m", "entropic", "schedule", "edm", "-n", "5")
     assert (good.returncode, good.stderr) == (0, "")
     assert [float(line) for line in good.stdout.splitlines()] == edm_sigmas(5).tolist()
-    bad = run_python("-m", "entropic", "schedule", "rescaled", "-n", "5", "--curve", tmp_path / "none.npz")
-    assert (bad.returncode, bad.stdout) == (2, "")
-    assert "none.npz" in bad.stderr and bad.stderr.count("\n") == 1 and "Traceback" not in bad.stderr
+    words = ["schedule", "rescaled", "-n", "5", "--curve", str(tmp_path / "none.npz")]
+    monkeypatch.setattr(sys, "argv", ["entropic", *words])
+    monkeypatch.delitem(sys.modules, "entropic.__main__")  # else runpy warns
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("entropic", run_name="__main__")
+    out, err = capsys.readouterr()
+    assert (
+        stop.value.code == 2
+        and out == ""
+        and "none.npz" in err
+        and err.count("\n") == 1
+        and "Traceback" not in err
+    )
 
 
 # Bad input

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.special import log_ndtr
 
 from entropic import _check
 from entropic.exact.panels import BULK, LOG_SQRT_2PI, REACH
@@ -99,6 +98,8 @@ class Data:
 
 def _log_normal_interval(a, b):
     """log(Phi(b) - Phi(a)) for a <= b, without cancellation in either tail."""
+    from scipy.special import log_ndtr
+
     flip = a + b > 0
     low, high = np.where(flip, -b, a), np.where(flip, -a, b)  # now low is the deeper in the left tail
     top, bottom = log_ndtr(high), log_ndtr(low)

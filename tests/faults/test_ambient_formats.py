@@ -1,5 +1,7 @@
 """Default dtype, default device, gradients, inference mode and autocast change no feature, distance or network."""
 
+import functools
+
 import pytest
 import torch
 
@@ -42,12 +44,17 @@ def test_features(name, extractor, dinov2, inception, monkeypatch):
     if extractor == "inception-v3-compat":
         monkeypatch.setattr(metrics, "_INCEPTION_SHA256", metrics._sha256(inception))
     weights = {"dinov2-vit-l-14-bicubic": dinov2, "inception-v3-compat": inception}.get(extractor)
-    wanted = extract(IMAGES, extractor, weights=weights)
+    wanted = _plain_features(extractor, weights)
     with SURROUNDINGS[name]():
         found = extract(IMAGES, extractor, weights=weights)
     assert found.dtype == torch.float64 and torch.equal(found, wanted)
     if name != "inference":
         assert not found.requires_grad and not found.is_inference()
+
+
+@functools.cache
+def _plain_features(extractor, weights):
+    return extract(IMAGES, extractor, weights=weights)
 
 
 @pytest.fixture(name="inception", scope="module")
@@ -141,17 +148,24 @@ def test_loaded_networks(name, tmp_path, dinov2):
         )
 
 
-@ALL
-def test_costs(name):
+@pytest.fixture(name="costs", scope="module")
+def _costs():
+    with torch.device("meta"):
+        small = edm2.Precond(16, 4, 10, model_channels=32).eval()
+
     def found():
-        network = cost.architecture("ImageNet-64", "EDM2-XS")
         return (
-            cost.memory(network, 2),
-            cost.parameters(network),
+            cost.memory(small, 2),
+            cost.parameters(cost.architecture("ImageNet-64", "EDM2-XS")),
             cost.memory(cost.architecture("CIFAR-10", "EDM-VP"), 1, torch.float32),
         )
 
-    wanted = found()
+    return found, found()
+
+
+@ALL
+def test_costs(name, costs):
+    found, wanted = costs
     with SURROUNDINGS[name]():
         assert found() == wanted
 

@@ -213,26 +213,30 @@ def test_a_long_name_is_written_like_any_other(tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 5
 
 
-@pytest.mark.parametrize("style", ["text", "json", "python"])
-def test_an_ascii_terminal_loses_nothing(tmp_path, style):
+def test_an_ascii_terminal_loses_nothing(tmp_path):
     path = tmp_path / "varianzen-é-σ.txt"
     path.write_text("4.0\n0.5\n")
-    words = ["schedule", "rescaled", "-n", "4", "--format", style, "--variances"]
     ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-
-    def run(path):
-        return subprocess.run(
-            [sys.executable, "-m", "entropic", *words, str(path)],
-            cwd=ROOT,
-            env=os.environ | ascii_only,
-            capture_output=True,
-            encoding="ascii",
-        )
-
-    found = run(path)
-    assert (found.returncode, found.stderr) == (0, "") and "80.0" in found.stdout
-    missing = run(path.with_name("ö.txt"))
-    assert missing.returncode == 2 and ".txt" in missing.stderr and missing.stderr.count("\n") == 1
+    code = (
+        "import sys; from entropic.__main__ import main\n"
+        "for style in 'text', 'json', 'python':\n"
+        "    for path in sys.argv[1:]:\n"
+        "        words = ['schedule', 'rescaled', '-n', '4', '--format', style, '--variances', path]\n"
+        "        try: print(f'{style}:', main(words))\n"
+        "        except SystemExit as stop: print(f'{style}: stopped with', stop.code)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, path, path.with_name("ö.txt")],
+        cwd=ROOT,
+        env=os.environ | ascii_only,
+        capture_output=True,
+        encoding="ascii",
+    )
+    assert found.returncode == 0, found.stderr
+    for style in ("text", "json", "python"):
+        made, told = found.stdout.split(f"{style}: 0\n", 1)
+        assert "80.0" in made and told.startswith(f"{style}: stopped with 2\n")
+    assert found.stderr.count("\n") == 3 == found.stderr.count(".txt")
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])

@@ -4,9 +4,6 @@ import dataclasses
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -18,9 +15,9 @@ from entropic.images import generate as generating
 from entropic.images.generate import generate, load_generated
 from entropic.images.networks.small import SmallUNet
 from entropic.images.train import train
-from tests.conftest import ROOT
-from tests.images.test_generate import _digests, _fill, _small
-from tests.images.test_train import RUN, TINY, digests, lines, noise_images, start
+from tests.conftest import start_process
+from tests.images.test_generate import _digests, _fill, _small, slow_fill
+from tests.images.test_train import TINY, digests, lines, noise_images, train_tiny
 
 
 @pytest.fixture(name="network", scope="module")
@@ -31,12 +28,10 @@ def _network():
 def test_two_jobs_share_one_folder(network, tmp_path):
     """Three jobs that know nothing of each other start at once; each returns everything, and the folder is right."""
     _fill(network, tmp_path / "one")
-    code = f"from tests.images.test_generate import slow_fill; slow_fill({str(tmp_path / 'two')!r})"
-    jobs = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(3)
-    ]
-    errors = [job.communicate(timeout=120)[1].decode() for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0, 0], errors
+    jobs = [start_process(slow_fill, tmp_path / "two") for _ in range(3)]
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
     assert _digests(tmp_path / "two") == _digests(tmp_path / "one")
     assert not [path for path in (tmp_path / "two").iterdir() if path.name.startswith(".")]
 
@@ -106,32 +101,25 @@ def test_a_failing_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert digests(tmp_path) == digests(tmp_path / "whole")
 
 
-LONG = RUN.replace("train(TINY,", "import dataclasses\ntrain(dataclasses.replace(TINY, steps=4000),")
+def train_long(folder):
+    train_tiny(folder, steps=4000)
 
 
 def test_a_second_training_is_refused_and_a_killed_one_blocks_nobody(tmp_path):
-    first = subprocess.Popen(
-        [sys.executable, "-c", LONG, str(tmp_path)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    first = start_process(train_long, tmp_path)
     try:
         limit = time.monotonic() + 60
         while lines(tmp_path) < 1 and time.monotonic() < limit:
             time.sleep(0.01)
-        second = start(tmp_path)
-        output, _ = second.communicate(timeout=120)
-        assert second.returncode != 0
-        assert "is being written by another training" in output
-        assert first.poll() is None
         with pytest.raises(ValueError, match="is being written by another training"):
-            train(TINY, tmp_path, *noise_images(), device="cpu", progress=False)
+            train_tiny(tmp_path)
+        assert first.is_alive()
     finally:
-        first.send_signal(signal.SIGKILL)
-        first.wait()
+        first.kill()
+        first.join()
     for path in tmp_path.glob("checkpoint.pt"):
         path.unlink()
-    again = start(tmp_path)
-    output, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, output
+    train_tiny(tmp_path)
     log = [json.loads(line) for line in (tmp_path / "weights.log.jsonl").read_text().splitlines()[1:]]
     assert [line["step"] for line in log] == [*range(7, 60, 7), 60]
     assert sum(map(sum, (line["count"] for line in log))) <= TINY.steps * TINY.batch

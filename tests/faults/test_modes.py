@@ -1,5 +1,7 @@
 """The gradient mode, the inference mode and the default type of torch change no grid and no sample."""
 
+import functools
+
 import pytest
 import torch
 
@@ -13,19 +15,23 @@ MODES = GaussianMixture.isotropic([[-1.0, 0.2], [0.6, -0.4]], 0.6)
 CURVE = ErrorCurve(LEVELS, 2 / (1 / 0.9 + 1 / LEVELS.square()), dim=2)
 
 
+def _grids(solver):
+    return (
+        solver_aware_sigmas(CURVE, 4, solver),
+        solver_aware_sigmas(CURVE, 5, solver, "kl", method="density"),
+        gaussian_optimal_sigmas([1.0, 0.1], 4, solver, free_end=True),
+    )
+
+
+_plain_grids = functools.cache(_grids)
+
+
 @pytest.mark.parametrize("mode", MODES_OF_TORCH)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_grid_is_the_same_in_every_mode(mode, solver):
-    def made():
-        return (
-            solver_aware_sigmas(CURVE, 4, solver),
-            solver_aware_sigmas(CURVE, 5, solver, "kl", method="density"),
-            gaussian_optimal_sigmas([1.0, 0.1], 4, solver, free_end=True),
-        )
-
-    wanted = made()
+    wanted = _plain_grids(solver)
     with MODES_OF_TORCH[mode]():
-        found = made()
+        found = _grids(solver)
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one, other) and not one.requires_grad and one.dtype == torch.float64
 

@@ -69,16 +69,14 @@ def test_a_tilde_is_the_home(tmp_path, monkeypatch):
         environment_path("ENTROPIC_DATA")
 
 
-@pytest.mark.parametrize(
-    "name", ["ENTROPIC_CACHE", "ENTROPIC_DATA", "ENTROPIC_INCEPTION", "ENTROPIC_DINOV2", "ENTROPIC_VAE"]
-)
-def test_a_relative_path_means_one_place(tmp_path, name):
+def test_a_relative_path_means_one_place(tmp_path):
     """After a change of directory, and in a child that starts elsewhere."""
     (tmp_path / "other").mkdir()
-    say = f"from entropic import files; print(files.environment_path({name!r}), flush=True)"
+    kept = {f"ENTROPIC_{name}": f"of/{name}" for name in ("CACHE", "DATA", "INCEPTION", "DINOV2", "VAE")}
+    say = f"from entropic import files\nprint(*map(files.environment_path, {list(kept)}), flush=True)"
     words = "import os, subprocess, sys; from entropic import files; os.chdir('other');"
     words += f"exec({say!r}, {{}}); subprocess.run([sys.executable, '-c', {say!r}])"
-    assert _run(words, tmp_path, **{name: "kept"}) == [str(tmp_path / "kept")] * 2
+    assert _run(words, tmp_path, **kept) == [str(tmp_path / path) for path in kept.values()] * 2
 
 
 def test_an_empty_variable_is_none(monkeypatch):

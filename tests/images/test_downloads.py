@@ -2,11 +2,8 @@
 
 import hashlib
 import http.server
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -14,6 +11,7 @@ import pytest
 
 from entropic.images import downloads
 from entropic.images.downloads import fetch
+from tests.conftest import start_process
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB: four of the pieces in which a file is written
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -174,16 +172,14 @@ def test_killed_download_goes_on(server, get, tmp_path):
     part = tmp_path / "kept" / "net.pkl.part"
     server.cut = 600_000
     server.hang.set()
-    words = (
-        f"from entropic.images.downloads import fetch; fetch({server.url + '/net.pkl'!r}, {str(part)[:-5]!r})"
-    )
-    child = subprocess.Popen([sys.executable, "-c", words], stderr=subprocess.DEVNULL)
+    child = start_process(fetch, server.url + "/net.pkl", str(part)[:-5])
     deadline = time.monotonic() + 20
     while not (part.is_file() and part.stat().st_size >= 2 << 18):
-        assert child.poll() is None and time.monotonic() < deadline
+        assert child.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert (
         _names(part.parent) == ["net.pkl.part", "net.pkl.part.json"]
         and part.read_bytes() == CONTENT[: 2 << 18]

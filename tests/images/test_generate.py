@@ -22,7 +22,7 @@ from entropic.images.generate import generate, load_generated
 from entropic.images.networks.edm import EDMPrecond, VPPrecond
 from entropic.images.networks.edm2 import Precond
 from entropic.images.networks.small import SmallUNet
-from tests.conftest import ROOT
+from tests.conftest import ROOT, start_process
 
 SIGMAS = edm_sigmas(4, 0.01, 20.0)
 CHURN = functools.partial(samplers.sample_heun, s_churn=2.0, s_noise=1.01)
@@ -196,7 +196,7 @@ def test_folder_holds_what_is_returned(network, tmp_path):
 def slow_fill(folder):
     """What the killed process runs: as `_fill`, but each call of the network takes a while."""
     _slow_down()
-    _fill(_small(), Path(folder))
+    _fill(_small(), folder)
 
 
 def _slow_down():
@@ -213,14 +213,13 @@ def _slow_down():
 def test_killed_run_goes_on_to_the_same_bytes(network, tmp_path):
     _fill(network, tmp_path / "whole")
     torn = tmp_path / "torn"
-    code = f"from tests.images.test_generate import slow_fill; slow_fill({str(torn)!r})"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    process = start_process(slow_fill, torn)
     limit = time.monotonic() + 60
     while not (torn / "labels-000001.npy").is_file() and time.monotonic() < limit:
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
     process.kill()  # SIGKILL: nothing is cleaned up
-    process.wait()
+    process.join()
     before = _digests(torn)
     assert 2 <= sum(name.startswith("images") for name in before) < 6
     with pytest.raises(FileNotFoundError, match="of 6 shards"):
@@ -254,20 +253,12 @@ def test_two_processes_fill_the_folder_of_one(network, tmp_path, monkeypatch):
 
 def test_processes_at_once_fill_the_folder_of_one(network, tmp_path):
     _fill(network, tmp_path / "one")
-    code = f"from tests.images.test_generate import slow_fill; slow_fill({str(tmp_path / 'two')!r})"
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"},
-        )
-        for rank in range(2)
+        start_process(slow_fill, tmp_path / "two", RANK=str(rank), WORLD_SIZE="2") for rank in range(2)
     ]
-    try:
-        assert [process.wait(60) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
     assert _digests(tmp_path / "two") == _digests(tmp_path / "one")
 
 
@@ -345,6 +336,42 @@ def test_a_lost_worker_costs_no_image(network, tmp_path):
     assert all((tmp_path / "two" / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
 
 
+class _Lost(Exception):
+    """A worker that ends."""
+
+
+def test_a_lost_job_goes_on_with_fewer_workers(network, tmp_path, monkeypatch):
+    """Each of 3 workers ends within its second shard; two others go on. All in this process, one after the other."""
+    fill_features(network, tmp_path / "one")
+    call, left = SmallUNet.forward, []
+
+    def die(*words):
+        left[0] -= 1
+        if left[0] == 0:
+            raise _Lost
+        return call(*words)
+
+    calls = 2 * (len(SIGMAS) - 1) - 1  # of Heun, for a shard
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(SmallUNet, "forward", die)
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        left[:] = [calls + 3]
+        with pytest.raises(_Lost):
+            fill_features(network, tmp_path / "two")
+    monkeypatch.setattr(SmallUNet, "forward", call)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("*.npy")}
+    assert {path.name for path in kept} >= {f"images-{index:06d}.npy" for index in range(3)}
+    assert len(kept) == 3 * 3
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        fill_features(network, tmp_path / "two")
+    assert _digests(tmp_path / "two") == _digests(tmp_path / "one")
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+
+
+@pytest.mark.verify
 def test_a_killed_job_goes_on_with_fewer_workers(network, tmp_path):
     fill_features(network, tmp_path / "one")
     script = tmp_path / "worker.py"
@@ -550,32 +577,42 @@ def _published(kind, name):
     return network
 
 
-@pytest.mark.parametrize("sampled", ["det6_f64", "det32"])
+@pytest.mark.parametrize("sampled", ["det6", "det6_f64", pytest.param("det32", marks=pytest.mark.verify)])
 def test_seeds_of_edm2_give_the_official_images(sampled):
     wanted = _oracle("tiny-sampler")
     network = _published(Precond, "tiny")
     steps = (int(wanted[f"{sampled}_nfe"]) + 1) // 2
+    seeds = wanted["seeds"]
     made = generate(
         network,
         edm_sigmas(steps),
-        wanted["seeds"],
+        seeds,
         sampler=samplers.sample_heun,
+        chunk=len(seeds),
         output="float32",
     )
     assert made.labels.tolist() == wanted["class_idx"].tolist()
     scale = np.abs(wanted[sampled]).max()
-    # Networks in float32, and states of up to 320 that det32 keeps in float32, too: 2e-5 of the largest value.
+    # Networks in float32, and states of up to 320 that det6 and det32 keep in float32, too: 2e-5 of the largest value.
     assert np.abs(made.images.numpy() - wanted[sampled]).max() < 2e-5 * scale
 
 
 def test_seeds_of_edm_give_the_official_images():
     wanted = _oracle("edm-tiny-uncond")
     network = _published(EDMPrecond, "edm-tiny-uncond")
-    make = functools.partial(generate, network, seeds=wanted["seeds"], sampler=samplers.sample_heun)
-    made = make(sigmas=edm_sigmas(18), output="float32")
+    seeds = wanted["seeds"]
+    made = generate(
+        network,
+        edm_sigmas(18),
+        seeds,
+        sampler=samplers.sample_heun,
+        chunk=len(seeds),
+        output="float32",
+        features={"bytes": lambda images: images.flatten(1)},
+    )
     scale = np.abs(wanted["det18"]).max()
     assert np.abs(made.images.numpy() - wanted["det18"]).max() < 2e-5 * scale
-    assert np.array_equal(make(sigmas=edm_sigmas(18)).images.numpy(), wanted["images"])
+    assert np.array_equal(made.features["bytes"].numpy(), wanted["images"].reshape(len(seeds), -1))
 
 
 def test_seeds_of_edm2_give_the_official_images_with_churn():

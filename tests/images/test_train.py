@@ -4,10 +4,8 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
+import socket
 import time
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 
 from entropic.images import data, train
 from entropic.images.networks.small import SmallUNet, load_network
+from tests.conftest import run_python, start_process
 
 TINY = train.Recipe(
     dataset="noise",
@@ -55,30 +54,23 @@ def digests(folder):
     }
 
 
-RUN = """
-import sys, torch
-torch.set_num_threads(1)
-from tests.images.test_train import TINY, noise_images
-from entropic.images.train import train
-train(TINY, sys.argv[1], *noise_images(), device="cpu", progress=False)
-"""
-
-
-def start(folder, *launcher, **environment):
-    command = [sys.executable, *launcher] + ([] if launcher else ["-c", RUN]) + [str(folder)]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def train_tiny(folder, **changes):
+    """With one thread, so that every process rounds alike."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train.train(
+            dataclasses.replace(TINY, **changes), folder, *noise_images(), device="cpu", progress=False
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    train_tiny(folder)
     return folder
 
 
@@ -87,19 +79,19 @@ def test_killed_at_any_moment_a_run_ends_as_if_never_stopped(whole, tmp_path):
     folder, moments = tmp_path / "killed", np.random.default_rng(0)
     kills, begun = 0, 0
     while kills < 4:
-        process = start(folder)
-        while process.poll() is None and lines(folder) <= begun:
+        process = start_process(train_tiny, folder)
+        while process.is_alive() and lines(folder) <= begun:
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if process.returncode != -signal.SIGKILL:
+        process.kill()
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
             break
         kills, begun = kills + 1, lines(folder)
     assert kills >= 2
     assert not (folder / "weights.safetensors").exists() or lines(folder) == lines(whole)
-    output, _ = start(folder).communicate(timeout=300)
-    assert digests(folder) == digests(whole), output
+    train_tiny(folder)
+    assert digests(folder) == digests(whole)
     assert set(digests(whole)) == {"weights.safetensors", "weights.log.jsonl"}
 
 
@@ -117,26 +109,36 @@ def test_a_half_written_last_line_is_dropped(whole, tmp_path):
     assert (tmp_path / "weights.log.jsonl").read_bytes() == (whole / "weights.log.jsonl").read_bytes()
 
 
-def test_two_processes_share_the_batch(tmp_path):
+def train_few_steps(folder):
+    train_tiny(folder, steps=6, log_every=2, network=TINY.network | {"dropout": 0.0})
+
+
+@pytest.mark.parametrize("launcher", ["by hand", pytest.param("torchrun", marks=pytest.mark.verify)])
+def test_two_processes_share_the_batch(tmp_path, launcher):
     """Without dropout two gloo processes take the very steps of one: equal but for the order of float32 sums.
 
     Adam divides by the root of the squared gradient, so where a gradient is near 0 a rounding may turn a whole
     step: weights are bounded by the few steps' total length, losses to the precision that the log shows.
     """
     folders = tmp_path / "one", tmp_path / "two"
-    script = tmp_path / "run.py"
-    script.write_text(
-        RUN.replace(
-            "train(TINY,",
-            "import dataclasses\ntrain(dataclasses.replace(TINY, steps=6, log_every=2, "
-            "network=TINY.network | {'dropout': 0.0}),",
-        )
-    )
-    for folder, count in zip(folders, (1, 2), strict=True):
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(script)]
-        process = start(folder, *launcher, PYTHONPATH=os.environ["PYTHONPATH"])
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+    train_few_steps(folders[0])
+    if launcher == "torchrun":
+        code = "import sys; from tests.images.test_train import train_few_steps as f; f(sys.argv[1])"
+        (tmp_path / "run.py").write_text(code)
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "run.py"]
+        shared = run_python(*words, folders[1], OMP_NUM_THREADS="1")
+        assert shared.returncode == 0, shared.stdout + shared.stderr
+    else:  # what torchrun tells its processes
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        processes = [
+            start_process(train_few_steps, folders[1], RANK=str(rank), WORLD_SIZE="2", **place)
+            for rank in range(2)
+        ]
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0, 0]
     one, two = (
         [json.loads(line) for line in (f / "weights.log.jsonl").read_text().splitlines()[1:]] for f in folders
     )
@@ -174,12 +176,12 @@ def test_loss_before_and_after_training_against_closed_forms(tmp_path):
     c, sd = 0.25, TINY.network["sigma_data"]
     recipe = dataclasses.replace(
         TINY,
-        steps=400,
+        steps=120,
         batch=64,
-        lr=4e-3,
+        lr=8e-3,
         log_every=1,
-        save_every=400,
-        network=TINY.network | {"dropout": 0.0},
+        save_every=120,
+        network=TINY.network | {"dropout": 0.0, "channels": [16], "attention": []},
     )
     train.train(recipe, tmp_path, *noise_images(4000, c), device="cpu", progress=False)
     log = [json.loads(line) for line in (tmp_path / "weights.log.jsonl").read_text().splitlines()[1:]]
@@ -208,8 +210,8 @@ def test_loss_before_and_after_training_against_closed_forms(tmp_path):
     ratio = loss[seen] / count[seen] / expected(log_sigma[seen] / count[seen], untrained)
     assert (abs(ratio - 1) < 5 * math.sqrt(2 / 64 / 1) / np.sqrt(count[seen]) + 0.05).all()
 
-    count, loss, _, log_sigma = sums(log[300:])
-    busy = count > 300
+    count, loss, _, log_sigma = sums(log[60:])
+    busy = count > 180
     assert busy.sum() > 8
     ratio = loss[busy] / count[busy] / expected(log_sigma[busy] / count[busy], best)
     # Never better than the best denoiser, but for 5 standard errors; and most of the way to it.
@@ -282,13 +284,13 @@ def test_embedded_network_denoises_better_than_any_linear_map():
     network = load_network("fashion-mnist")
     images, labels = data.load_images("fashion-mnist", "test")[:2]
     x, noise = (
-        data.to_pixels(images[::5]),
-        torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
+        data.to_pixels(images[::10]),
+        torch.randn(100, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
     )
     variances = torch.linalg.eigvalsh(torch.cov(data.to_pixels(images).flatten(1).double().T)).clamp_min(0)
     for sigma in (0.05, 0.2, 1.0, 5.0, 20.0):
         with torch.no_grad():
-            error = (network(x + sigma * noise, sigma, labels[::5]) - x).square().sum((1, 2, 3)).mean()
+            error = (network(x + sigma * noise, sigma, labels[::10]) - x).square().sum((1, 2, 3)).mean()
         assert error < 0.9 * (variances * sigma**2 / (variances + sigma**2)).sum()
 
 

@@ -263,9 +263,9 @@ def test_standing():
 def test_the_recursion_is_measured_where_it_is_not_the_default(gaussians, tmp_path):
     store = Store(tmp_path)
     names = ["curve, KL", "curve, KL, recursion"]
-    known = gaussians[0].curve
+    known = gaussians[1].curve  # of many variances: no grid of few levels is right for all
     curve = ErrorCurve(known.sigma, known.eps2)  # of no known dimension: no proof of a Gaussian
-    blind = gaussians[0]._replace(curve=curve, multiplicity=None)
+    blind = gaussians[1]._replace(curve=curve, multiplicity=None)
     solvers = ["deterministic DDIM", "Heun"]
     fill([blind], store, nfe=[9], solvers=solvers, schedules=names, progress=False)
     values = {(row["solver"], row["schedule"]): row["value"] for row in store.rows() if row["metric"] != "W2"}
@@ -376,11 +376,11 @@ def test_mixtures_are_standardised_and_their_law_exact(width, tmp_path):
         assert work.curve.eps2[-1] == pytest.approx(1, abs=1e-3)
     store = Store(tmp_path)
     solvers = ["deterministic DDIM", "stochastic DDIM"]
-    fill(works, store, nfe=[8, 32], schedules=("EDM", "rescaled"), solvers=solvers, progress=False)
+    fill(works, store, nfe=[6, 16], schedules=("EDM", "rescaled"), solvers=solvers, progress=False)
     found = {(cell.solver, cell.nfe): cell for cell in cells(store.rows())}
-    assert found["stochastic DDIM", 8].values.shape == (2, 2)
+    assert found["stochastic DDIM", 6].values.shape == (2, 2)
     for solver in solvers:
-        assert (found[solver, 32].values < found[solver, 8].values).all()
+        assert (found[solver, 16].values < found[solver, 6].values).all()
 
 
 def test_trained_network_s_work_is_measured(tmp_path):

@@ -39,11 +39,11 @@ def test_it_is_small():
 
 
 def test_logits_are_linear_in_features_and_no_feature_is_idle(shipped):
-    x = fashion_mnist()[0][:2000].float().reshape(-1, 1, 28, 28)
+    x = fashion_mnist()[0][:500].float().reshape(-1, 1, 28, 28)
     with torch.inference_mode():
         features = shipped.features(x)
         torch.testing.assert_close(shipped(x), shipped.logits(features))
-    assert features.shape == (2000, FEATURES)
+    assert features.shape == (500, FEATURES)
     values = torch.linalg.eigvalsh(torch.cov(features.double().T))
     assert values[0] > 1e-6 * values[-1]  # far above float32's rounding: 96 features, not fewer
 
@@ -53,11 +53,12 @@ def test_a_seed_fixes_the_training():
     runs = []
     for state, seed in enumerate((1, 1, 2)):
         torch.manual_seed(state)  # the global generator has no say
-        runs.append(train_classifier(images, labels, epochs=2, batch=50, seed=seed))
+        runs.append(train_classifier(images[:100], labels[:100], epochs=2, batch=50, seed=seed))
     first, again, other = (list(run.state_dict().values()) for run in runs)
     assert all(map(torch.equal, first, again))
     assert not all(map(torch.equal, first, other))
-    assert accuracy(runs[0], images, labels) > 0.6  # ten classes: 0.1 without learning
+    trained = train_classifier(images, labels, epochs=2, batch=50, seed=1)
+    assert accuracy(trained, images, labels) > 0.6  # ten classes: 0.1 without learning
 
 
 def test_the_command_writes_what_load_classifier_reads(tmp_path, monkeypatch):

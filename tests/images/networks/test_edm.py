@@ -137,7 +137,9 @@ def _traced(network, label):
     return denoiser, calls
 
 
-@pytest.mark.parametrize(("name", "n"), [("det32", 32), ("det6", 6), ("det6_f64", 6)])
+@pytest.mark.parametrize(
+    ("name", "n"), [pytest.param("det32", 32, marks=pytest.mark.verify), ("det6", 6), ("det6_f64", 6)]
+)
 def test_edm2_samples(published, name, n):
     wanted = _arrays("tiny-sampler")
     dtype = wanted[name].dtype
@@ -432,7 +434,7 @@ def test_dtype_of_x_is_kept(build, dtype):
 @ALL
 def test_half_precision_inside(build):
     network = _random(build())
-    x, sigma, label = _inputs(network)
+    x, sigma, label = _inputs(network, rows=2)
     classes, noise = torch.nn.functional.one_hot(label, 10).float(), sigma.log() / 4
     x = x / (sigma.square() + 0.25).sqrt()[:, None, None, None]
     found, wanted = network.raw(x.half(), noise, classes), network.raw(x, noise, classes)
@@ -441,9 +443,21 @@ def test_half_precision_inside(build):
     assert (found - wanted).norm() < 50 * 2**-11 * wanted.norm()
 
 
-@ALL
-def test_compiles_into_one_graph(build):
-    network = _random(build())
+# A block of each kind, at two resolutions; more of them are the same code, a second of tracing each.
+SHORT = {"num_blocks": 1, "channel_mult": [1, 2], "attn_resolutions": [8], "label_dim": 10}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        edm2.Precond(**TINY2 | SHORT),
+        edm.EDMPrecond(**TINY | SHORT, augment_dim=9),
+        edm.VPPrecond(**TINY | SHORT),
+    ],
+    ids=["edm2", "edm", "vp"],
+)
+def test_compiles_into_one_graph(network):
+    network = _random(network)
     x, sigma, label = _inputs(network)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     for arguments in ((x, sigma, label), (x, 1.5)):

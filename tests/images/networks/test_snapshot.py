@@ -974,7 +974,7 @@ def test_mutated_snapshots_are_refused_or_read(tmp_path, edm2):
     whole, rng = s.pickled(tree(edm2)), np.random.default_rng(0)
     statistics = [s.pickled({"fid": {"mu": np.arange(3.0), "sigma": np.eye(3)}}, protocol=p) for p in (2, 5)]
     start, refused = time.process_time(), 0
-    for index in range(600):
+    for index in range(300):
         good = (whole, *statistics)[index % 3]
         content = bytearray(good)
         for _ in range(rng.integers(1, 4)):
@@ -995,4 +995,4 @@ def test_mutated_snapshots_are_refused_or_read(tmp_path, edm2):
         except SnapshotError:
             refused += 1
     assert refused > 100
-    assert time.process_time() - start < 60
+    assert time.process_time() - start < 30

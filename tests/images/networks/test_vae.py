@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,9 +11,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from entropic.images import metrics
 from entropic.images.data import to_uint8
 from entropic.images.networks import vae
 from entropic.images.networks.vae import StabilityVAE, latents_to_vae, load_vae, to_uint8_vae
+from tests.conftest import start_process
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -208,8 +209,13 @@ def test_goes_together_with_torch_fidelity(tiny, first):
     """Both work around a torchvision that does not load."""
     if importlib.util.find_spec("torch_fidelity") is None:
         pytest.skip("no torch-fidelity")
-    words = [f"load_vae({str(tiny)!r})", "metrics.fidelity()"]
-    imports = "from entropic.images import metrics\nfrom entropic.images.networks.vae import load_vae\n"
-    script = imports + "\n".join(words if first else words[::-1])
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    process = start_process(_load_both, tiny, first)
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def _load_both(folder, first):
+    assert not {"diffusers", "torchvision", "torch_fidelity"} & set(sys.modules)
+    calls = [lambda: load_vae(folder), metrics.fidelity]
+    for call in calls if first else calls[::-1]:
+        call()
