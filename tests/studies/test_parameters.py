@@ -55,7 +55,7 @@ def test_values_are_those_of_yaml_1_2(text, value):
         "-.inf",
         "1e999",
         "9" * 5000,
-        "[" * 3000 + "]" * 3000,
+        "[" * 1200 + "]" * 1200,  # beyond the recursion limit
         "[1",
         "a: b: c",
         "1\n---\n2",
