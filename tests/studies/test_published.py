@@ -332,7 +332,8 @@ def test_page_of_a_latent_network_by_two_processes(world, tmp_path):
     assert len(columns) == 1 + 8 and "FD-DINOv2" in columns[0]
     place = columns[0].split(",").index("FD-DINOv2")
     distances = {float(line.split(",")[place]) for line in columns[1:]}
-    assert len(distances) == 8 and all(map(math.isfinite, distances))
+    # two solvers and two runs: two levels are the ends of the range in any schedule
+    assert len(distances) == 4 and all(map(math.isfinite, distances))
     schedules = json.loads((results / "schedules.json").read_text())
     assert "learned loss" in (results / "schedules.csv").read_text().splitlines()[0]
     assert schedules["kind"] == "figure"
