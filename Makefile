@@ -44,7 +44,7 @@ executed: $(ENVIRONMENT)
 	@$(RUN) run changed --profile "$(PROFILE)" --jobs $(JOBS)
 
 test: $(ENVIRONMENT)  ## every test: mathematics, notebooks in the smoke profile, the book in a browser
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 run: $(ENVIRONMENT)  ## run one notebook into the book: make run NB=one_dimension PROFILE=default ARGS="-p n 16"
 	@test -n "$(NB)" || { echo 'NB= is missing: make run NB=name, make status lists them'; exit 2; }

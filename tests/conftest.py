@@ -47,10 +47,12 @@ def _run(environment, function, words):
 
 
 def pytest_collection_modifyitems(items):
-    """What runs notebooks or a browser is marked `once`: one Python version is enough for it."""
+    """What runs notebooks or a browser is marked `once`: one Python version is enough for it. It takes long: it starts."""
     for item in items:
         if {"smoke", "project"} & set(item.fixturenames):
             item.add_marker("once")
+    files = {item.path for item in items if item.get_closest_marker("once")}
+    items.sort(key=lambda item: item.path not in files)
 
 
 def once(tmp_path_factory, name, make):
