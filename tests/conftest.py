@@ -47,7 +47,7 @@ def _run(environment, function, words):
 
 
 def pytest_collection_modifyitems(items):
-    """What runs notebooks or a browser is marked `once`: one Python version is enough for it. It takes long: it starts."""
+    """Mark `once` what runs notebooks or a browser (one Python version is enough for it); its files are long: first."""
     for item in items:
         if {"smoke", "project"} & set(item.fixturenames):
             item.add_marker("once")
