@@ -29,7 +29,6 @@ from entropic.exact.panels import (
 from entropic.solvers import find_solver
 
 
-@quiet()
 def stochastic_law(mixture, sigmas, start="normal", resolution=1.0, *, solver="ddim_stochastic"):
     """Exact law of a stochastic solver on a one-dimensional mixture.
 
@@ -44,7 +43,13 @@ def stochastic_law(mixture, sigmas, start="normal", resolution=1.0, *, solver="d
             f"solver = {solver.name!r}; pass a stochastic one without memory, or use deterministic_law"
         )
     data, sigmas, initial, resolution = inputs(mixture, sigmas, start, resolution)
-    move = _Moves(data, solver)
+    with quiet():
+        return _carried(_Moves(data, solver), sigmas, initial, resolution)
+
+
+def _carried(move, sigmas, initial, resolution):
+    """The law after all steps: the initial density, carried from one noise level to the next."""
+    data = move.data
     needed = _needed(move, sigmas)
     low, high = initial.reach()
     edges = np.linspace(min(low, needed[0][0]), max(high, needed[0][1]), 17)
@@ -331,8 +336,7 @@ class StochasticLaw(Law):
         total = np.append(0.0, total)
         return np.log((total[last] - total[first]).clip(0, 1))
 
-    def moments(self):
-        """Total mass, mean and variance of the generated value, as floats; the mass is 1 up to the error."""
+    def _moments(self):
         left, right = self._edges[:-1], self._edges[1:]
         x = at_nodes(left, right)
         weight = np.exp(self._law(x)) * WEIGHT * ((right - left) / 2)[:, None]

@@ -1,6 +1,7 @@
 """Exact laws against closed forms, against each other, against simulation; orders of convergence; Theorem C.1."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -422,6 +423,45 @@ def _is_a_law(means, std, grid, solver, start):
     assert (cdf.diff() > -1e-10).all()
     assert cdf.min() >= 0
     assert cdf.max() < 1 + 1e-10
+
+
+def test_levels_of_any_array_and_what_a_caller_writes_changes_no_law():
+    mixture, kept = (GaussianMixture.isotropic([-1.0, 0.9], 0.1) for _ in range(2))
+    law = exact.deterministic_law(mixture, edm_sigmas(5, 0.02, 20.0), "heun")
+    assert law.branches > 1
+    y, fixed = torch.tensor([-1.0, 0.5], dtype=torch.float64), np.array([-1.0, 0.5])
+    fixed.flags.writeable = False
+    with_bit = torch.complex(torch.zeros_like(y), -y).conj().imag  # lazily negated, as torch keeps it
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for call in (law.log_density, law.cdf, lambda y: law.log_bin_probabilities(y, 0.1)):
+            wanted = call(y)
+            for same in (y.clone().requires_grad_(), with_bit, fixed):
+                found = call(same)
+                assert torch.equal(found, wanted) and not found.requires_grad
+            assert torch.equal(call(fixed[::-1]), wanted.flip(0))
+    wanted, kl = law.log_density(y), law.kl(mixture)
+    law.log_density(y).zero_()
+    law.turning_points.zero_()
+    law.turning_values.zero_()
+    mixture.means.zero_()
+    assert torch.equal(law.log_density(y), wanted) and law.kl(kept) == kl
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddim_stochastic"])
+def test_settings_of_numpy_and_of_torch_change_no_law(solver):
+    mixture, sigmas = gaussians(), edm_sigmas(2)
+
+    def found():
+        law = law_of(mixture, sigmas, solver)
+        return *law.moments(), law.kl(mixture), law.cdf(0.1).item(), law.log_density(0.1).item()
+
+    wanted = found()
+    with np.errstate(all="raise"):
+        assert found() == wanted
+    with torch.device("meta"):
+        law = law_of(mixture, sigmas, solver)
+    assert (*law.moments(), law.kl(mixture)) == wanted[:4]
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
