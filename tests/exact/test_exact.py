@@ -376,6 +376,15 @@ def test_far_bins_keep_their_logarithm(solver):
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_one_point_is_always_met(solver):
+    point = GaussianMixture.points([0.7])
+    law = law_of(point, edm_sigmas(4, 0.05, 10.0), solver)
+    assert law.kl_bins(point, 0.1) == pytest.approx(0, abs=1e-10)
+    assert law.moments() == pytest.approx((1, 0.7, 0), abs=1e-10)
+    assert law.cdf([0.6, 0.8]).tolist() == pytest.approx([0, 1], abs=1e-10)
+
+
 def test_kl_to_other_data():
     # the law of N(0, 1) generated well, against N(0.5, 1): 0.125 nats, up to the law's own small error
     mixture = GaussianMixture.isotropic([0.0], 1.0)
