@@ -244,9 +244,15 @@ class DeterministicLaw(Law):
 
     def _kl_over_data(self, data):
         """KL over y. The density is infinite on one side of a turning value: y = smooth(t) flattens that end."""
+        values = np.concatenate([value for _, value in self._branches])
+        bottom, top = values.min(), values.max()
+        beyond = data.log_interval(np.array([-math.inf, top]), np.array([bottom, math.inf]), 0.0)
+        if np.exp(beyond).sum() > 1e-9:
+            return math.inf
         low, high = data.reach(0.0)
+        low, high = max(low, bottom), min(high, top)
         std = np.sqrt(data.variances)
-        edges = (data.means + std * np.linspace(-REACH, REACH, 8)).reshape(-1)
+        edges = (data.means + std * np.linspace(-REACH, REACH, 8)).reshape(-1).clip(low, high)
         turning = self._turning_values
         edges = np.unique(np.concatenate([edges, turning[(turning > low) & (turning < high)]]))
         middle, half = (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2
