@@ -86,8 +86,9 @@ class _Moves:
 def _needed(move, sigmas):
     """At each sigma, the interval from which the data is reached: a KL asks for the law there, however small.
 
-    Backwards from the ends of the data: the state from which the least unlikely noise leads to the end, its own log
-    density weighed by a half since the law may be wider than the marginal, and all within 40 nats.
+    It is found backwards, from the ends of the data. A state has a cost in nats: that of the noise which leads from it
+    to the end, less half the log density of the state (half, since the law may be wider than the marginal). The
+    interval holds all states whose cost is at most 40 nats above the least.
     """
     further = 2 ** (np.arange(161) / 4) - 1
     data = move.data
@@ -117,9 +118,9 @@ def _needed(move, sigmas):
 def _importance(data, sigma, sigma_last, x, log_density, top, low, high):
     """How much a point matters, 0 to 1: to the law, to the data, or as a tail through which the data is reached.
 
-    The last denoiser spreads the data's own tails: what lies k standard deviations out in a component of variance
-    v comes from k sqrt(1 + sigma_last^2 / v) of them out in the marginal. So its density counts to the power
-    v / (v + sigma_last^2), and at an earlier sigma, from where noise leads there, to a higher one.
+    The last denoiser contracts the tails of the marginal. A value k standard deviations out in a component of variance
+    v comes from a state k sqrt(1 + sigma_last^2 / v) standard deviations out. So the marginal density of that state
+    counts to the power v / (v + sigma_last^2). At an earlier sigma, where noise helps to reach it, the power is higher.
     """
     inside = data.reach(sigma)
     exact = data.log_density(x, sigma)
