@@ -12,6 +12,8 @@ def as_float64(name, value):
     """Return `value` as a float64 tensor; ValueError where it cannot be one, is complex or is not finite."""
     if _complex(value):
         raise ValueError(f"{name} is complex; pass real numbers, say its .real")
+    if isinstance(value, np.ndarray) and not (value.flags.writeable and min(value.strides, default=0) >= 0):
+        value = value.copy()  # torch warns of an array that is not writable and refuses a reversed one
     try:
         device = value.device if torch.is_tensor(value) else "cpu"  # whatever torch's default device is
         tensor = torch.as_tensor(value, dtype=torch.float64, device=device)

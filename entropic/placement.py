@@ -461,10 +461,11 @@ def _robust(data, n, solver, goal, low, high, free_end, spread, policy):
 
 
 def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
-    """The smallest deviation that L-BFGS meets from a grid, and its grid; its last level free above `low` if given.
+    """The smallest deviation that L-BFGS meets on its way from a grid, and the grid that has it.
 
-    A step in log sigma is at least `least` times the mean, that from a free last level to `low` among them, but for the
-    steps of the grid that it starts from. Two levels never meet: a solver may divide by the step.
+    With `low` the last level is free, above `low`; otherwise it stays. A step in log sigma is at least `least` times
+    the mean step, and so is the distance from a free last level to `low`. Only the steps of the grid that the search
+    starts from may be shorter. Two levels never meet, since a solver may divide by the step.
     """
     from scipy.optimize import minimize
 

@@ -19,12 +19,11 @@ class Data:
         if mixture.dim != 1:
             raise ValueError(f"mixture has {mixture.dim} dimensions; exact laws need 1")
         along = (mixture.basis[:, 0, :].square() * mixture.eigenvalues).sum(1)
-        self._set(mixture.means[:, :1], (mixture.noise + along)[:, None], mixture.weights.log()[:, None])
+        of_mixture = mixture.means[:, :1], (mixture.noise + along)[:, None], mixture.weights.log()[:, None]
+        self._set(*(one.numpy(force=True).copy() for one in of_mixture))
 
     def _set(self, means, variances, log_weights):
-        self.means, self.variances, self.log_weights = (
-            one.detach().cpu().numpy() for one in (means, variances, log_weights)
-        )
+        self.means, self.variances, self.log_weights = means, variances, log_weights
         self.hull = float(self.means.min()), float(self.means.max())
         self.least_variance = float(self.variances.min())
         self._levels = {}
@@ -115,7 +114,7 @@ class Start:
                 f"start = {start!r}; pass 'normal' for N(0, sigma_max^2) or 'exact' for the marginal"
             )
         if start == "normal":
-            data, zero = Data.__new__(Data), torch.zeros(1, 1, dtype=torch.float64)
+            data, zero = Data.__new__(Data), np.zeros((1, 1))
             data._set(zero, zero, zero)
         self.data, self.sigma = data, sigma
 
@@ -140,18 +139,21 @@ def inputs(mixture, sigmas, start, resolution):
 
 
 def quiet():
-    """No warnings of NumPy: a density of 0 has the logarithm -inf, and what weighs nothing may overflow."""
+    """No warnings of NumPy: a density of 0 has the logarithm -inf, and what weighs nothing may overflow.
+
+    For `with`, not as a decorator: a decorator's one object would hold the settings of several threads in NumPy 1.26.
+    """
     return np.errstate(all="ignore")
 
 
 class Law:
-    """What both kinds of law share. Subclasses give _log_density and _log_intervals, of NumPy arrays, and _kl."""
+    """What both kinds of law share. Subclasses give _log_density, _log_intervals, of NumPy arrays, _moments, _kl."""
 
     def log_density(self, y):
         """log density of the generated value at `y`, nats, shaped like y; -inf where nothing is generated."""
         y = _check.as_float64("y", y)
         with quiet():
-            found = self._log_density(y.reshape(-1).cpu().numpy())
+            found = self._log_density(y.reshape(-1).numpy(force=True))
         return torch.from_numpy(found).reshape(y.shape)
 
     def bin_probabilities(self, centres, halfwidth):
@@ -180,7 +182,13 @@ class Law:
 
     def _interval(self, low, high):
         with quiet():
-            return torch.from_numpy(self._log_intervals(low.cpu().numpy(), high.cpu().numpy()))
+            found = self._log_intervals(low.numpy(force=True), high.numpy(force=True))
+        return torch.from_numpy(found)
+
+    def moments(self):
+        """Total mass, mean and variance of the generated value, as floats; the mass is 1 up to the error."""
+        with quiet():
+            return self._moments()
 
     def kl_bins(self, mixture, halfwidth):
         """KL(data || generated) in nats for point masses, the generated law seen in bins around the points.

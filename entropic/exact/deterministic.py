@@ -23,7 +23,6 @@ from entropic.exact.panels import (
 from entropic.solvers import DDIM, find_solver
 
 
-@quiet()
 def deterministic_law(mixture, sigmas, solver="ddim", start="normal", resolution=1.0):
     """Exact law of a deterministic solver, a name or a `Solver`, on a one-dimensional mixture.
 
@@ -35,7 +34,8 @@ def deterministic_law(mixture, sigmas, solver="ddim", start="normal", resolution
     solver = find_solver(solver)
     if solver.stochastic:
         raise ValueError(f"solver = {solver.name!r} adds noise; use stochastic_law")
-    return DeterministicLaw(data, sigmas, initial, solver, resolution)
+    with quiet():
+        return DeterministicLaw(data, sigmas, initial, solver, resolution)
 
 
 class _Carried:
@@ -147,7 +147,8 @@ class DeterministicLaw(Law):
             low, high = np.where(same, middle, low), np.where(same, high, middle)
         turning = (low + high) / 2
         self._turning_values = self._evaluate(turning)[0] if len(turns) else low
-        self.turning_points, self.turning_values = map(torch.from_numpy, (turning, self._turning_values))
+        self.turning_points = torch.from_numpy(turning)
+        self.turning_values = torch.from_numpy(self._turning_values.copy())  # a caller may write into it
         order = np.concatenate([z, turning]).argsort(kind="stable")
         z = np.concatenate([z, turning])[order]
         value = np.concatenate([value, self._turning_values])[order]
@@ -223,8 +224,7 @@ class DeterministicLaw(Law):
             total = np.logaddexp(total, self._initial.log_interval(first, np.maximum(first, last)))
         return total
 
-    def moments(self):
-        """Total mass, mean and variance of the generated value, as floats; the mass is 1 up to the error."""
+    def _moments(self):
         z = at_nodes(self._left, self._right)
         weight = np.exp(self._initial.log_density(z)) * WEIGHT * ((self._right - self._left) / 2)[:, None]
         mean = (weight * self._value).sum() / weight.sum()
@@ -244,9 +244,15 @@ class DeterministicLaw(Law):
 
     def _kl_over_data(self, data):
         """KL over y. The density is infinite on one side of a turning value: y = smooth(t) flattens that end."""
+        values = np.concatenate([value for _, value in self._branches])
+        bottom, top = values.min(), values.max()
+        beyond = data.log_interval(np.array([-math.inf, top]), np.array([bottom, math.inf]), 0.0)
+        if np.exp(beyond).sum() > 1e-9:
+            return math.inf
         low, high = data.reach(0.0)
+        low, high = max(low, bottom), min(high, top)
         std = np.sqrt(data.variances)
-        edges = (data.means + std * np.linspace(-REACH, REACH, 8)).reshape(-1)
+        edges = (data.means + std * np.linspace(-REACH, REACH, 8)).reshape(-1).clip(low, high)
         turning = self._turning_values
         edges = np.unique(np.concatenate([edges, turning[(turning > low) & (turning < high)]]))
         middle, half = (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2

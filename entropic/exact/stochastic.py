@@ -29,7 +29,6 @@ from entropic.exact.panels import (
 from entropic.solvers import find_solver
 
 
-@quiet()
 def stochastic_law(mixture, sigmas, start="normal", resolution=1.0, *, solver="ddim_stochastic"):
     """Exact law of a stochastic solver on a one-dimensional mixture.
 
@@ -44,7 +43,13 @@ def stochastic_law(mixture, sigmas, start="normal", resolution=1.0, *, solver="d
             f"solver = {solver.name!r}; pass a stochastic one without memory, or use deterministic_law"
         )
     data, sigmas, initial, resolution = inputs(mixture, sigmas, start, resolution)
-    move = _Moves(data, solver)
+    with quiet():
+        return _carried(_Moves(data, solver), sigmas, initial, resolution)
+
+
+def _carried(move, sigmas, initial, resolution):
+    """The law after all steps: the initial density, carried from one noise level to the next."""
+    data = move.data
     needed = _needed(move, sigmas)
     low, high = initial.reach()
     edges = np.linspace(min(low, needed[0][0]), max(high, needed[0][1]), 17)
@@ -81,8 +86,9 @@ class _Moves:
 def _needed(move, sigmas):
     """At each sigma, the interval from which the data is reached: a KL asks for the law there, however small.
 
-    Backwards from the ends of the data: the state from which the least unlikely noise leads to the end, its own log
-    density weighed by a half since the law may be wider than the marginal, and all within 40 nats.
+    It is found backwards, from the ends of the data. A state has a cost in nats: that of the noise which leads from it
+    to the end, less half the log density of the state (half, since the law may be wider than the marginal). The
+    interval holds all states whose cost is at most 40 nats above the least.
     """
     further = 2 ** (np.arange(161) / 4) - 1
     data = move.data
@@ -112,9 +118,9 @@ def _needed(move, sigmas):
 def _importance(data, sigma, sigma_last, x, log_density, top, low, high):
     """How much a point matters, 0 to 1: to the law, to the data, or as a tail through which the data is reached.
 
-    The last denoiser spreads the data's own tails: what lies k standard deviations out in a component of variance
-    v comes from k sqrt(1 + sigma_last^2 / v) of them out in the marginal. So its density counts to the power
-    v / (v + sigma_last^2), and at an earlier sigma, from where noise leads there, to a higher one.
+    The last denoiser contracts the tails of the marginal. A value k standard deviations out in a component of variance
+    v comes from a state k sqrt(1 + sigma_last^2 / v) standard deviations out. So the marginal density of that state
+    counts to the power v / (v + sigma_last^2). At an earlier sigma, where noise helps to reach it, the power is higher.
     """
     inside = data.reach(sigma)
     exact = data.log_density(x, sigma)
@@ -287,7 +293,9 @@ class StochasticLaw(Law):
         def accept(left, right, log_density, denoised, ends):
             bend, spread = bends(log_density), np.ptp(log_density, 1)
             mass = np.exp(log_density.max(1)) * (right - left)
-            smooth = miss(denoised, *ends.T) * mass <= 1e-12 * span
+            missed = miss(denoised, *ends.T)
+            # One point has no span, and what is missed of a constant is its rounding.
+            smooth = (missed * mass <= 1e-12 * span) | (missed <= 1e-14 * np.abs(denoised).max(1))
             return smooth & (((bend <= 1 / resolution) & (spread <= 12)) | (mass < 1e-300))
 
         span = float(np.ptp(data.means)) + math.sqrt(data.variances.max())
@@ -331,8 +339,7 @@ class StochasticLaw(Law):
         total = np.append(0.0, total)
         return np.log((total[last] - total[first]).clip(0, 1))
 
-    def moments(self):
-        """Total mass, mean and variance of the generated value, as floats; the mass is 1 up to the error."""
+    def _moments(self):
         left, right = self._edges[:-1], self._edges[1:]
         x = at_nodes(left, right)
         weight = np.exp(self._law(x)) * WEIGHT * ((right - left) / 2)[:, None]

@@ -1,6 +1,7 @@
 """Exact laws against closed forms, against each other, against simulation; orders of convergence; Theorem C.1."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -375,6 +376,33 @@ def test_far_bins_keep_their_logarithm(solver):
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_kl_is_infinite_where_the_law_misses_the_data(solver):
+    # a denoiser of points stays between them, and Gaussians around them do not
+    assert law_of(points(), edm_sigmas(4, 0.05, 10.0), solver).kl(gaussians()) == math.inf
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpmpp_2m"])
+def test_kl_of_a_folded_map_is_the_sum_over_a_fine_grid(solver):
+    # The logarithm at a turning value is integrable: cells of width h miss about h there.
+    mixture = GaussianMixture.isotropic([-1.0, 0.9], 0.1)
+    law = exact.deterministic_law(mixture, edm_sigmas(5, 0.02, 20.0), solver)
+    assert law.branches > 1
+    y = torch.linspace(-1.8, 1.7, 7001, dtype=torch.float64)
+    log_data = mixture.log_density(y[:, None])
+    terms = torch.where(log_data > -60, log_data.exp() * (log_data - law.log_density(y)), 0.0)
+    assert law.kl(mixture) == pytest.approx(float(terms.sum() * (y[1] - y[0])), rel=3e-3)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_one_point_is_always_met(solver):
+    point = GaussianMixture.points([0.7])
+    law = law_of(point, edm_sigmas(4, 0.05, 10.0), solver)
+    assert law.kl_bins(point, 0.1) == pytest.approx(0, abs=1e-10)
+    assert law.moments() == pytest.approx((1, 0.7, 0), abs=1e-10)
+    assert law.cdf([0.6, 0.8]).tolist() == pytest.approx([0, 1], abs=1e-10)
+
+
 def test_kl_to_other_data():
     # the law of N(0, 1) generated well, against N(0.5, 1): 0.125 nats, up to the law's own small error
     mixture = GaussianMixture.isotropic([0.0], 1.0)
@@ -424,6 +452,45 @@ def _is_a_law(means, std, grid, solver, start):
     assert cdf.max() < 1 + 1e-10
 
 
+def test_levels_of_any_array_and_what_a_caller_writes_changes_no_law():
+    mixture, kept = (GaussianMixture.isotropic([-1.0, 0.9], 0.1) for _ in range(2))
+    law = exact.deterministic_law(mixture, edm_sigmas(5, 0.02, 20.0), "heun")
+    assert law.branches > 1
+    y, fixed = torch.tensor([-1.0, 0.5], dtype=torch.float64), np.array([-1.0, 0.5])
+    fixed.flags.writeable = False
+    with_bit = torch.complex(torch.zeros_like(y), -y).conj().imag  # lazily negated, as torch keeps it
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for call in (law.log_density, law.cdf, lambda y: law.log_bin_probabilities(y, 0.1)):
+            wanted = call(y)
+            for same in (y.clone().requires_grad_(), with_bit, fixed):
+                found = call(same)
+                assert torch.equal(found, wanted) and not found.requires_grad
+            assert torch.equal(call(fixed[::-1]), wanted.flip(0))
+    wanted, kl = law.log_density(y), law.kl(mixture)
+    law.log_density(y).zero_()
+    law.turning_points.zero_()
+    law.turning_values.zero_()
+    mixture.means.zero_()
+    assert torch.equal(law.log_density(y), wanted) and law.kl(kept) == kl
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddim_stochastic"])
+def test_settings_of_numpy_and_of_torch_change_no_law(solver):
+    mixture, sigmas = gaussians(), edm_sigmas(2)
+
+    def found():
+        law = law_of(mixture, sigmas, solver)
+        return *law.moments(), law.kl(mixture), law.cdf(0.1).item(), law.log_density(0.1).item()
+
+    wanted = found()
+    with np.errstate(all="raise"):
+        assert found() == wanted
+    with torch.device("meta"):
+        law = law_of(mixture, sigmas, solver)
+    assert (*law.moments(), law.kl(mixture)) == wanted[:4]
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -441,7 +508,7 @@ def _is_a_law(means, std, grid, solver, start):
         (lambda: exact.stochastic_law(GaussianMixture.points([[0.0, 1.0]]), edm_sigmas(3)), "mixture"),
         (lambda: exact.stochastic_law(points(), edm_sigmas(3)).kl(points()), "mixture"),
         (lambda: exact.stochastic_law(points(), edm_sigmas(3)).kl_bins(gaussians(), 0.1), "mixture"),
-        (lambda: exact.stochastic_law(points(), edm_sigmas(3)).kl_bins(points(), 0.5), "halfwidth = 0.5"),
+        (lambda: exact.stochastic_law(points(), edm_sigmas(3)).kl_bins(points(), 0.176), "halfwidth = 0.176"),
         (lambda: exact.stochastic_law(points(), edm_sigmas(3)).kl_bins(points(), math.nan), "halfwidth"),
         (lambda: exact.stochastic_law(points(), edm_sigmas(3)).bin_probabilities([0.0], 0.0), "halfwidth"),
         (lambda: exact.stochastic_law(points(), edm_sigmas(3)).bin_probabilities([[0.0]], 0.1), "centres"),

@@ -30,11 +30,13 @@ from studies.leaderboard.schedules import HIGH, LOW, RIVALS
 class Work(NamedTuple):
     """One problem that every schedule is put to.
 
-    name, group: of this problem, and of the problems whose values are averaged with it. curve: its error curve, with
-    directions of `multiplicity` dimensions each. variances, counts: the data's own spectrum, (K,) each. denoiser(x,
-    sigma), data(count, generator) -> (count, ...): what searches ask for. measure(solver, sigmas, run) -> distances by
-    name, those of `distances`. runs: the number of seeds. floor: distances of real data, by name. schedules: names of
-    the schedules that are worth measuring here; () means all.
+    name: that of the problem. group: that of all problems whose values are averaged with it.
+    curve: its error curve, whose directions have `multiplicity` dimensions each.
+    variances, counts: the data's own spectrum and how often each variance occurs, (K,) each.
+    denoiser(x, sigma), data(count, generator) -> (count, ...): what the searches among the rivals call.
+    measure(solver, sigmas, run): the distances of one run, a dictionary whose keys are `distances`.
+    runs: the number of seeds. floor: the distances of real data, a dictionary with the same keys, or empty.
+    schedules: names of the schedules that are worth measuring here; () means all.
     """
 
     name: str
