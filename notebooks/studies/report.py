@@ -170,10 +170,11 @@ def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str
             size = [round(float(v), 3) for v in fig.get_size_inches()]
             _save(fig, out / files[key], format="svg", metadata={"Date": None}, dpi=150)
             if mode == "light":
-                _save(fig, out / files["png"], format="png", dpi=160, facecolor="white")
+                fig.set_layout_engine("none")  # the places that it has found hold for the other formats
                 _save(
                     fig, out / files["pdf"], format="pdf", facecolor="white", metadata={"CreationDate": None}
                 )
+                _save(fig, out / files["png"], format="png", dpi=160, facecolor="white")
             plt.close(fig)
     sidecar = _leave(
         out, "figure", id, files, columns, {"caption": caption, "alt": alt, "size": size, **meta}

@@ -295,7 +295,7 @@ def test_the_composite_map_is_the_sampler_and_its_slope(solver):
     mixture, sigmas = gaussians(), edm_sigmas(7, 0.02, 20.0)
     law = exact.deterministic_law(mixture, sigmas, solver)
     z = torch.linspace(-40, 40, 41, dtype=torch.float64).requires_grad_()
-    value, slope, _ = map(torch.from_numpy, law._evaluate(z.detach().numpy()))
+    value, slope, *_ = map(torch.from_numpy, law._evaluate(z.detach().numpy()))
     got = SAMPLERS[solver](mixture.denoiser, z[:, None], sigmas)[:, 0]
     torch.testing.assert_close(value, got.detach(), rtol=0, atol=1e-11)
     (gradient,) = torch.autograd.grad(got.sum(), z)
