@@ -115,13 +115,10 @@ class DeterministicLaw(Law):
             yield x.value, x.slope, x.noise
 
     def _evaluate(self, z):
-        """F(z), its slope, the slope before the last step, and a bound on the rounding of F(z).
-
-        The last step is monotone, so that the slope before it has the sign of F's own.
-        """
-        *_, (x, before, noise) = self._states(z)
+        """F(z), its slope, and the slope before the last step, whose sign is F's own: that step is monotone."""
+        *_, (x, before, _) = self._states(z)
         y, gain = self._data.denoise(x, self._sigmas[-2])
-        return y, gain * before, before, gain * noise + EPS * np.abs(y)
+        return y, gain * before, before
 
     def _domain(self):
         """Points beyond the bulk of the initial law on both sides, until F has passed the data."""
@@ -141,7 +138,7 @@ class DeterministicLaw(Law):
 
     def _split(self, z):
         """Find the turning points of F, and its monotone branches between them."""
-        value, _, slope, _ = self._evaluate(z)
+        value, _, slope = self._evaluate(z)
         turns = (np.sign(slope[1:]) * np.sign(slope[:-1]) < 0).nonzero()[0]
         low, high, rising = z[turns], z[turns + 1], slope[turns] > 0
         for _ in range(60 if len(turns) else 0):
@@ -184,23 +181,23 @@ class DeterministicLaw(Law):
         )
 
     def _solve(self, y, low, high, z, rising):
-        """z in [low, high] with F(z) = y: Newton's method kept inside a shrinking bracket, until F cannot tell more."""
+        """z in [low, high] with F(z) = y: Newton's method kept inside a shrinking bracket."""
         low, high, z = low.copy(), high.copy(), z.copy()
         active = np.arange(len(y))
         for iteration in range(100):
             if not len(active):
                 break
             at = z[active]
-            value, slope, _, noise = self._evaluate(at)
+            value, slope, _ = self._evaluate(at)
             residual = value - y[active]
             below = (residual < 0) == rising[active]
             low[active] = np.where(below, at, low[active])
             high[active] = np.where(below, high[active], at)
-            newton, middle = at - residual / slope, (low[active] + high[active]) / 2
-            inside = (newton > low[active]) & (newton < high[active])
-            done = (np.abs(residual) <= noise) | (high[active] - low[active] <= 2 * EPS * np.abs(at))
-            step = np.where(iteration % 4 == 3, middle, newton)
-            z[active] = np.where(inside, np.where(done, newton, step), np.where(done, at, middle))
+            step = residual / slope
+            wild = ~((at - step > low[active]) & (at - step < high[active])) | (iteration % 4 == 3)
+            ulp = 2.3e-16 * np.abs(at)
+            done = (np.abs(step) <= ulp) | (high[active] - low[active] <= 2 * ulp) | (residual == 0)
+            z[active] = np.where(done, at, np.where(wild, (low[active] + high[active]) / 2, at - step))
             active = active[~done]
         return z
 
@@ -239,7 +236,7 @@ class DeterministicLaw(Law):
             return self._kl_over_data(data)
 
         def log_terms(z):
-            y, slope, *_ = self._evaluate(z)
+            y, slope, _ = self._evaluate(z)
             log_data, log_slope = data.log_density(y, 0.0), np.log(np.abs(slope))
             return log_data + log_slope, log_data - self._initial.log_density(z) + log_slope
 

@@ -284,6 +284,27 @@ def test_a_folded_map_is_summed_over_its_branches(solver):
     assert float(ratio) == pytest.approx(10, rel=0.02)
 
 
+@pytest.mark.parametrize("n", [16, 128])
+def test_bins_of_points_are_those_that_the_sampler_fills(n):
+    """DDIM is monotone, so the starts that fill a bin lie between two numbers, which bisection of the sampler finds.
+
+    With many levels the map is nearly a staircase, and a bound on its rounding is no measure of its error.
+    """
+    points = torch.linspace(-1.6, 1.6, 15, dtype=torch.float64) + 0.1 * torch.randn(
+        15, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
+    mixture, sigmas, halfwidth = GaussianMixture.points(points), log_sigmas(n), 0.01
+    ends = torch.cat([points - halfwidth, points + halfwidth])
+    low, high = torch.full_like(ends, -1000.0), torch.full_like(ends, 1000.0)
+    for _ in range(64):
+        middle = (low + high) / 2
+        below = samplers.sample_ddim(mixture.denoiser, middle[:, None], sigmas)[:, 0] < ends
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    first, last = torch.special.ndtr(low / 80).reshape(2, -1)
+    found = exact.deterministic_law(mixture, sigmas).bin_probabilities(points, halfwidth)
+    torch.testing.assert_close(found, last - first, rtol=0, atol=1e-11)
+
+
 def test_ddim_is_monotone_and_heun_with_many_steps_too():
     mixture = gaussians()
     assert exact.deterministic_law(mixture, edm_sigmas(5, 0.02, 20.0), "ddim").branches == 1
