@@ -407,7 +407,7 @@ class _Deviation:
         return value + weights @ own**2
 
 
-_ROUGH = {"maxiter": 20, "ftol": 1e-9, "gtol": 1e-7}
+_ROUGH = {"maxiter": 40, "ftol": 1e-9, "gtol": 1e-7}
 _FINE = {"maxiter": 300, "ftol": 1e-14, "gtol": 1e-12}
 _FINALISTS = 2
 _LEAST_GAP = 1e-3  # of the mean step in log sigma: two levels closer than that are one level
