@@ -210,7 +210,7 @@ def test_an_estimate_for_an_image_network_asks_for_pixels_from_minus_1_to_1():
 
 
 def test_a_montage_is_of_images():
-    from studies.report import draw_montage
+    from studies.montage import draw_montage
 
     for wrong in (torch.zeros(2, 1, 4, 4), torch.zeros(2, 2, 4, 4, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=r"rows (is|has)"):

@@ -107,10 +107,10 @@ def _report(tree):
 
 
 def test_only_the_parameters_of_the_run_count(tmp_path):
-    page, tree = pages()["one_dimension"], Tree()
+    page, tree = pages()["entropic_time_by_example"], Tree()
     one, other = (inputs(page, page.chosen(profile), tmp_path, tree) for profile in ("default", "smoke"))
     assert {part for part in one if one[part] != other[part]} == {
-        "notebooks/one_dimension.ipynb",
+        "notebooks/entropic_time_by_example.ipynb",
         "parameters",
     }
     assert inputs(page, page.chosen("recorded"), tmp_path, tree) == one  # the same values

@@ -6,8 +6,9 @@ import numpy as np
 
 from entropic.images import metrics
 from entropic.images.data import paper_table
+from studies.montage import draw_montage
 from studies.published.filling import fill, gallery, rows, schedules
-from studies.report import draw_montage, read_recorded, save_figure, save_table
+from studies.report import read_recorded, save_figure, save_table
 from studies.statistics import student
 
 __all__ = ["beside_paper", "results", "show_gallery", "show_schedules", "show_tables", "verdict"]
