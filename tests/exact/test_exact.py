@@ -286,7 +286,7 @@ def test_a_folded_map_is_summed_over_its_branches(solver):
 
 @pytest.mark.parametrize("n", [16, 128])
 def test_bins_of_points_are_those_that_the_sampler_fills(n):
-    """DDIM is monotone, so the starts that fill a bin lie between two numbers, which bisection of the sampler finds.
+    """DDIM is monotone, so the starts that fill a bin lie between two numbers, which a search by the sampler finds.
 
     With many levels the map is nearly a staircase, and a bound on its rounding is no measure of its error.
     """
@@ -296,10 +296,12 @@ def test_bins_of_points_are_those_that_the_sampler_fills(n):
     mixture, sigmas, halfwidth = GaussianMixture.points(points), log_sigmas(n), 0.01
     ends = torch.cat([points - halfwidth, points + halfwidth])
     low, high = torch.full_like(ends, -1000.0), torch.full_like(ends, 1000.0)
-    for _ in range(64):
-        middle = (low + high) / 2
-        below = samplers.sample_ddim(mixture.denoiser, middle[:, None], sigmas)[:, 0] < ends
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    parts = torch.arange(17, dtype=torch.float64) / 16
+    for _ in range(16):
+        tried = low[:, None] + (high - low)[:, None] * parts
+        filled = samplers.sample_ddim(mixture.denoiser, tried.reshape(-1, 1), sigmas).reshape(tried.shape)
+        last_below = (filled < ends[:, None]).sum(1).clamp(1, 16) - 1
+        low, high = (tried.gather(1, at[:, None])[:, 0] for at in (last_below, last_below + 1))
     first, last = torch.special.ndtr(low / 80).reshape(2, -1)
     found = exact.deterministic_law(mixture, sigmas).bin_probabilities(points, halfwidth)
     torch.testing.assert_close(found, last - first, rtol=0, atol=1e-11)

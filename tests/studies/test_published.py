@@ -26,10 +26,10 @@ from tests.images.networks.snapshots import pickled, snapshot
 
 INCEPTION, DINO = "inception-v3-compat", "dinov2-vit-l-14-bicubic"
 PIXELS = {
-    "img_resolution": 16,
+    "img_resolution": 8,
     "img_channels": 3,
     "label_dim": 0,
-    "model_channels": 32,
+    "model_channels": 16,
     "channel_mult": [1, 2],
     "num_blocks": 1,
     "augment_dim": 9,
@@ -38,7 +38,7 @@ LATENTS = {
     "img_resolution": 16,
     "img_channels": 4,
     "label_dim": 10,
-    "model_channels": 32,
+    "model_channels": 16,
     "channel_mult": [1, 2],
     "num_blocks": 1,
     "attn_resolutions": [8],
