@@ -251,6 +251,32 @@ def read_recorded(notebook: str, id: str) -> tuple[dict, dict[str, list]] | None
     return read_result(notebook, id, folder) if (folder / notebook / f"{id}.json").is_file() else None
 
 
+def save_recorded_table(notebook: str, id: str):
+    """Show the recorded table ``id`` of a notebook beside a smaller live one, as ``<id>-recorded``.
+
+    Its caption says with which parameters it was made, where, and at which commit. The notebook that makes the record
+    shows nothing; without a record the page says how to make one.
+    """
+    if _run().get("profile") == "recorded":
+        return
+    kept = read_recorded(notebook, id)
+    if kept is None:
+        print(f"The full size is not recorded here: make record NB={notebook} computes it and keeps it.")
+        return
+    about, table = kept
+    rows = [dict(zip(table, map(_whole, values), strict=True)) for values in zip(*table.values(), strict=True)]
+    live = _run().get("parameters", {})
+    differs = [f"{name} = {value}" for name, value in about["parameters"].items() if live.get(name) != value]
+    made = f"{about['device']}, commit {(about['commit'] or 'unknown')[:7]}"
+    lead = f"Recorded ({', '.join([*differs, made])}; `make record NB={notebook}`). "
+    save_table(rows, f"{id}-recorded", lead + about["caption"], columns=about["head"])
+
+
+def _whole(value):
+    """A number of a csv, as it was saved: whole numbers come back from it as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def read_csv(path) -> dict[str, list]:
     """The columns of a csv. A column becomes numbers if every entry is a number or empty; empty ones become NaN."""
     with open(path, encoding="utf-8", newline="") as f:
