@@ -335,17 +335,23 @@ class _OneHot(torch.nn.Module):
         return self.network(x, sigma, labels)
 
 
-def from_diffusers(network, scheduler, **options):
+def from_diffusers(network, scheduler, *, time_scale=None, **options):
     """The `NetworkDenoiser` of a network of diffusers, by the prediction type and the table of its scheduler.
 
-    options as in `from_epsilon`. labels: the named arguments of the network's forward, as
-    {"encoder_hidden_states": ..., "added_cond_kwargs": {...}}; `unconditional` likewise.
-    ValueError: a scheduler whose networks are not known here.
+    labels: the named arguments of the network's forward, {"encoder_hidden_states": ..., "added_cond_kwargs": {...}}, or
+    a tensor of classes; `unconditional` likewise. time_scale: of flow matching networks, the scheduler's
+    num_train_timesteps unless given; 1 for those whose pipelines divide the time by 1000, as FLUX's and QwenImage's do.
+    options as in `from_epsilon`. ValueError: a scheduler whose networks are not known here.
     """
-    config = scheduler.config
+    config, network = scheduler.config, _ByName(network)
     kind = config.get("prediction_type", "epsilon")
     if _is_flow(scheduler):
-        return from_flow(network, time_scale=config.num_train_timesteps, **options)
+        scale = config.num_train_timesteps if time_scale is None else time_scale
+        return from_flow(network, time_scale=scale, **options)
+    if time_scale is not None:
+        raise ValueError(
+            f"time_scale = {time_scale}; {type(scheduler).__name__} is none of flow matching, leave it out"
+        )
     if not hasattr(scheduler, "alphas_cumprod") or kind not in ("epsilon", "v_prediction", "sample"):
         raise ValueError(
             f"{type(scheduler).__name__} with prediction_type = {kind!r} is not known here; pass the network to "
@@ -353,6 +359,17 @@ def from_diffusers(network, scheduler, **options):
         )
     kind = "v" if kind == "v_prediction" else kind
     return NetworkDenoiser(network, _Table(scheduler), kind, **options)
+
+
+class _ByName(torch.nn.Module):
+    """A network of diffusers, which has its time in a place of its own, but always under one name."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, y, t, *words, **named):
+        return self.network(y, t, *words) if words else self.network(y, timestep=t, **named)
 
 
 def _clock(table):
@@ -530,10 +547,10 @@ def _narrowed(sigmas, dtype):
     """sigmas in a dtype in which they still descend."""
     sigmas = _check.schedule(sigmas)
     narrow = sigmas.to(dtype)
-    if not (narrow.diff() < 0).all() or not torch.isfinite(narrow).all():
-        index = int((~(narrow.diff() < 0)).nonzero()[0])
+    if not torch.isfinite(narrow[0]):
+        raise ValueError(f"sigmas[0] = {sigmas[0].item()} is infinite in {dtype}; pass dtype=torch.float32")
+    if not (narrow.diff() < 0).all():
+        index = int((narrow.diff() >= 0).nonzero()[0])
         pair = sigmas[index : index + 2].tolist()
-        raise ValueError(
-            f"sigmas[{index}:{index + 2}] = {pair} are the same in {dtype}; use fewer levels, or float32"
-        )
+        raise ValueError(f"sigmas[{index}:{index + 2}] = {pair} are the same in {dtype}; use fewer levels")
     return narrow
