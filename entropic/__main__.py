@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from entropic import _check, placement, schedules
+from entropic.adapters import to_comfy, to_flow
 from entropic.curve import ErrorCurve
 from entropic.gaussian import goal_of
 from entropic.saved import load_curve, save_schedule, schedule_text
@@ -27,6 +28,7 @@ _CURVE = ("entropic", "rescaled", "spectral", "solver-aware")
 _SPECTRUM = (*_CURVE, "gaussian-optimal", "arctan")
 _SOLVER = ("solver-aware", "gaussian-optimal")
 _NAMES = (*_PLAIN, "arctan", *_CURVE, "gaussian-optimal")
+_FORMATS = ("text", "json", "python", "comma", "comfy", "flow")
 _MOST = 100_000
 _LARGEST_ALPHA = 100
 _LEVELS_PER_E_FOLD = 32  # of the curve of a given spectrum: its spline is good to 1e-8
@@ -105,7 +107,13 @@ def _parser():
     add("--sigma-min", type=float, default=0.002, metavar="S", help="default 0.002")
     add("--sigma-max", type=float, default=80.0, metavar="S", help="default 80")
     add("--out", metavar="FILE.json", help="also save it, with its provenance, for load_schedule")
-    add("--format", choices=("text", "json", "python"), default="text", help="of what is printed")
+    add(
+        "--format",
+        choices=_FORMATS,
+        default="text",
+        help="of what is printed: one level a line; json with provenance; a Python list; one line with commas; one "
+        "line for ComfyUI's ManualSigmas; t = sigma / (1 + sigma) of flow matching, with commas",
+    )
     return parser
 
 
@@ -287,6 +295,10 @@ def _formatted(sigmas, told, style):
         return schedule_text(sigmas, **told).rstrip("\n")
     if style == "python":
         return f"sigmas = {sigmas.tolist()}"
+    if style == "comfy":
+        return to_comfy(sigmas)
+    if style in ("comma", "flow"):
+        return ", ".join(map(repr, (to_flow(sigmas) if style == "flow" else sigmas).tolist()))
     return "\n".join(map(repr, sigmas.tolist()))
 
 
