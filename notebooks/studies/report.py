@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from entropic._version import version
 from entropic.files import replaced, write_atomically
 
 VERDICTS = ("holds", "does not hold", "holds under a condition", "not run here")
@@ -511,8 +512,8 @@ def git_state() -> dict:
 
 @lru_cache
 def _versions() -> dict:
-    found = {"python": platform.python_version()}
-    for name in ("entropic", "torch", "numpy", "matplotlib"):
+    found = {"python": platform.python_version(), "entropic": version}
+    for name in ("torch", "numpy", "matplotlib"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
