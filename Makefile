@@ -27,7 +27,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/notebooks$(if $(PYTHONPATH),:$(PYTHONPA
 
 RUN := $(PY) notebooks/run.py
 
-.PHONY: help book test run record verify expected status serve bench lint clean executed \
+.PHONY: help book test run record verify expected status serve picture bench lint clean executed \
   train-fashion-mnist train-classifier train-cifar10 cifar10 cifar10-edm ffhq imagenet64 imagenet512 leaderboard bench-gpu
 
 help:  ## list the targets
@@ -101,6 +101,9 @@ verify: $(ENVIRONMENT)  ## recompute the default profile elsewhere and compare a
 
 expected: $(ENVIRONMENT)  ## make the book's present results the expected ones (book/expected, codecheck.yml)
 	@$(RUN) expected
+
+picture: $(ENVIRONMENT)  ## make the picture of README anew, by the lines that stand there (book/samples.png)
+	cd book && $(if $(PYTHON),$(PY),"$(CURDIR)/.venv/bin/python") -m studies.examples ../README.md --only 1
 
 status: $(ENVIRONMENT)  ## which notebooks are ok, stale or failed, and when each ran
 	@$(RUN) status

@@ -1,47 +1,15 @@
-"""`python -m entropic schedule NAME -n 16 ...`: prints the sigmas of a schedule, for use anywhere."""
+"""The command line, `entropic` or `python -m entropic`: which commands there are, and their options.
+
+What computes is imported only when it is to run, so that `--help` does not wait for torch.
+"""
 
 import argparse
-import io
-import math
+import importlib
 import re
 import sys
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import torch
-
-from entropic import _check, placement, schedules
-from entropic.adapters import to_comfy, to_flow
-from entropic.curve import ErrorCurve
-from entropic.gaussian import goal_of
-from entropic.saved import load_curve, save_schedule, schedule_text
-
-_PLAIN = {
-    "edm": schedules.edm_sigmas,
-    "log": schedules.log_sigmas,
-    "linear": schedules.linear_sigmas,
-    "cosine": schedules.cosine_sigmas,
-    "vp": schedules.vp_sigmas,
-}
-_CURVE = ("entropic", "rescaled", "spectral", "solver-aware")
-_SPECTRUM = (*_CURVE, "gaussian-optimal", "arctan")
-_SOLVER = ("solver-aware", "gaussian-optimal")
-_NAMES = (*_PLAIN, "arctan", *_CURVE, "gaussian-optimal")
-_FORMATS = ("text", "json", "python", "comma", "comfy", "flow")
-_MOST = 100_000
-_LARGEST_ALPHA = 100
-_LEVELS_PER_E_FOLD = 32  # of the curve of a given spectrum: its spline is good to 1e-8
-
-
-class Data(NamedTuple):
-    """What a schedule is made from: a curve, or the spectrum of Gaussian data; and where it came from."""
-
-    curve: ErrorCurve
-    multiplicity: torch.Tensor | None
-    amplitudes: torch.Tensor | None
-    variances: torch.Tensor | None
-    told: dict
+from entropic._version import version
+from entropic.commands import FORMATS, OF_A_SOLVER, SCHEDULES
 
 
 def main(argv=None):
@@ -49,10 +17,7 @@ def main(argv=None):
     parser = _parser()
     arguments = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
-        sigmas, told = _made(arguments)
-        if arguments.out:
-            save_schedule(arguments.out, sigmas, **told)
-        print(_formatted(sigmas, told, arguments.format), flush=True)
+        importlib.import_module(arguments.module).run(arguments)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return 0
@@ -75,14 +40,88 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser():
-    parser = _Parser(prog="python -m entropic", description="Entropic time schedules for diffusion models.")
+    """The parser of all commands; `module` of the parsed arguments is the one that runs them."""
+    parser = _Parser(prog="entropic", description="Entropic time schedules for diffusion models.")
+    parser.add_argument("--version", action="version", version=f"entropic {version}")
     commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser(
+    for add in (_add_estimate, _add_place, _add_schedule, _add_convert):
+        add(commands)
+    return parser
+
+
+def _add_estimate(commands):
+    command = commands.add_parser(
+        "estimate",
+        help="measure the error curve of a network",
+        description="Measure the error curve of a network: one call a level and sample. Give one source: --denoiser, "
+        "--network, --pipeline or --log.",
+    )
+    command.set_defaults(module="entropic.commands.estimate")
+    add = command.add_argument
+    add(
+        "--denoiser",
+        metavar="MODULE:NAME",
+        help="a callable (x, sigma) or (x, sigma, labels) of a module of yours",
+    )
+    add("--data", metavar="FILE", help="for --denoiser: x (N, ...) in a .npy, or x and labels in a .npz")
+    add(
+        "--network",
+        choices=("fashion-mnist",),
+        help="a network of this package, on the images of this package",
+    )
+    add(
+        "--pipeline", metavar="FOLDER", help="a pipeline of diffusers: Stable Diffusion 1.5, XL, 3, FLUX, ..."
+    )
+    add("--prompts", metavar="FILE", help="for --pipeline: one prompt a line, a sample each")
+    add("--steps", type=int, default=30, help="for --pipeline: of each sample (default 30)")
+    add("--guidance", type=float, help="for --pipeline: guidance_scale of the samples")
+    add("--log", metavar="FILE.jsonl", help="a training log of this package: no network call at all")
+    add("--levels", type=int, default=64, help="noise levels of the curve (default 64)")
+    add("--samples", type=int, default=64, help="samples a level (default 64)")
+    add("--sigma-min", type=float, metavar="S", help="default: the network's own, else 0.002")
+    add("--sigma-max", type=float, metavar="S", help="default: the network's own, else 80")
+    add("--seed", type=int, default=0)
+    add("--batch", type=int, default=32, help="samples at a time (default 32)")
+    add("--device", default="cpu", help="cpu, cuda, ... (default cpu)")
+    add("--out", metavar="FILE.npz", required=True, help="where the curve is kept, for the other commands")
+
+
+def _add_place(commands):
+    command = commands.add_parser(
+        "place",
+        help="print the grid of n levels that suits a solver and an error curve",
+        description="Print the grid of n levels that suits a solver and an error curve: schedule solver-aware, in short.",
+    )
+    absent = {"variances": None, "preset": None}
+    command.set_defaults(module="entropic.commands.schedule", name="solver-aware", **absent)
+    command.add_argument("-n", type=int, required=True, help="levels above 0")
+    command.add_argument(
+        "--curve", metavar="FILE.npz", required=True, help="an error curve: entropic estimate makes one"
+    )
+    _add_goal(command.add_argument)
+    _add_output(command.add_argument)
+
+
+def _add_convert(commands):
+    command = commands.add_parser(
+        "convert",
+        help="print a saved schedule in another format",
+        description="Print a schedule that --out kept, in another format.",
+    )
+    command.set_defaults(module="entropic.commands.convert")
+    command.add_argument("file", metavar="FILE.json")
+    _add_format(command.add_argument)
+
+
+def _add_schedule(commands):
+    command = commands.add_parser(
         "schedule",
         help="print n noise levels, descending, and the 0 they end in",
         description="Print n noise levels, descending from sigma_max to sigma_min, and the 0 they end in.",
-    ).add_argument
-    add("name", choices=_NAMES, metavar="NAME", help=", ".join(_NAMES))
+    )
+    command.set_defaults(module="entropic.commands.schedule")
+    add = command.add_argument
+    add("name", choices=SCHEDULES, metavar="NAME", help=", ".join(SCHEDULES))
     add("-n", type=int, required=True, help="levels above 0")
     add("--curve", metavar="FILE.npz", help="an error curve, as entropic.saved.save_curve wrote it")
     add(
@@ -91,7 +130,16 @@ def _parser():
         help="variances of the data, one a direction: .npy, or text, one a line",
     )
     add("--preset", type=float, metavar="C", help="data N(0, C^2 I), in place of a curve or variances")
-    add("--solver", help="ddim, ddim_stochastic, heun or dpmpp_2m; of " + " and ".join(_SOLVER))
+    _add_goal(add)
+    _add_output(add)
+
+
+def _add_goal(add):
+    add(
+        "--solver",
+        help="ddim, ddim_stochastic, heun, dpmpp_2m, or what diffusers, k-diffusion, ComfyUI and A1111 call them; of "
+        + " and ".join(OF_A_SOLVER),
+    )
     add("--metric", help="kl or w2: what the error is counted in")
     add("--alpha", type=float, help="directions weigh variance^alpha, in place of --metric (default 0.75)")
     add(
@@ -104,202 +152,23 @@ def _parser():
         action="store_true",
         help="say on stderr which method a solver-aware grid was made by, and why",
     )
+
+
+def _add_output(add):
     add("--sigma-min", type=float, default=0.002, metavar="S", help="default 0.002")
     add("--sigma-max", type=float, default=80.0, metavar="S", help="default 80")
     add("--out", metavar="FILE.json", help="also save it, with its provenance, for load_schedule")
+    _add_format(add)
+
+
+def _add_format(add):
     add(
         "--format",
-        choices=_FORMATS,
+        choices=FORMATS,
         default="text",
         help="of what is printed: one level a line; json with provenance; a Python list; one line with commas; one "
         "line for ComfyUI's ManualSigmas; t = sigma / (1 + sigma) of flow matching, with commas",
     )
-    return parser
-
-
-def _made(arguments):
-    """(sigmas, provenance) of the command line."""
-    name, n = arguments.name, _check.integer("n", arguments.n, 2)
-    if n > _MOST:
-        raise ValueError(f"n = {n}; no sampler takes more than {_MOST} steps")
-    low, high = _check.sigma_range(arguments.sigma_min, arguments.sigma_max)
-    given = [option for option in ("curve", "variances", "preset") if getattr(arguments, option) is not None]
-    if len(given) > 1:
-        raise ValueError(f"--{given[0]} and --{given[1]} are both given; the data is one of them")
-    if name not in _SOLVER:
-        _refuse(arguments, ("solver", "metric", "alpha", "free-end"), " or ".join(_SOLVER))
-    if name in _PLAIN:
-        _refuse(arguments, given, ", ".join(_SPECTRUM))
-    if name != "solver-aware":
-        _refuse(arguments, ("explain",), "solver-aware, whose choice it tells")
-    if name in _SOLVER and arguments.solver is None:
-        raise ValueError(f"{name} needs --solver: the grid is made for one")
-    elif arguments.alpha is not None and not abs(arguments.alpha) <= _LARGEST_ALPHA:
-        raise ValueError(
-            f"alpha = {arguments.alpha}; variance^alpha leaves the range of numbers: pass one between "
-            f"-{_LARGEST_ALPHA} and {_LARGEST_ALPHA} (0.75 suits features of images, 1 squared distances)"
-        )
-    told = {"schedule": name}
-    if name in _PLAIN:
-        return _PLAIN[name](n, low, high), told
-    if name == "arctan":
-        if given not in ([], ["preset"]):
-            raise ValueError(f"arctan is made for one scale; pass --preset C, not --{given[0]}")
-        c = 1.0 if arguments.preset is None else arguments.preset
-        return schedules.arctan_sigmas(n, low, high, c), told | {"c": c}
-    data = _data(arguments, name, low, high)
-    told |= data.told
-    if name in _SOLVER:
-        return _solver_aware(arguments, data, low, high, told)
-    if name == "spectral":
-        if data.amplitudes is None:
-            raise ValueError(
-                f"{arguments.curve} holds no amplitudes; save the curve with directions and amplitudes"
-            )
-        return schedules.spectral_sigmas(n, data.curve, data.amplitudes, low, high), told
-    place = {"entropic": schedules.entropic_sigmas, "rescaled": schedules.rescaled_sigmas}[name]
-    return place(n, data.curve, low, high), told
-
-
-def _refuse(arguments, options, others):
-    """ValueError where one of the options is given; `others`: the schedules that take them."""
-    for option in options:
-        if getattr(arguments, option.replace("-", "_")) not in (None, False):
-            raise ValueError(f"--{option} has no effect on {arguments.name}; leave it out, or use {others}")
-
-
-def _solver_aware(arguments, data, low, high, told):
-    if None not in (arguments.metric, arguments.alpha):
-        raise ValueError(
-            f"--metric and --alpha are both given; alpha = {arguments.alpha} replaces the metric"
-        )
-    alpha = arguments.alpha
-    if arguments.metric is None and alpha is None:
-        alpha = placement.DEFAULT.alpha
-    n, solver, metric = arguments.n, arguments.solver, arguments.metric or "w2"
-    options = {"multiplicity": data.multiplicity, "free_end": arguments.free_end}
-    told |= {"solver": solver, "metric": arguments.metric, "alpha": alpha, "free_end": arguments.free_end}
-    if arguments.name == "solver-aware":
-        chosen = placement.plan(n, data.curve, solver, goal_of(metric, alpha), low, high, **options)
-        if arguments.explain:
-            print(chosen.explain(), file=sys.stderr)
-        told["method"], found = chosen.method, chosen.sigmas
-    elif data.variances is None:
-        raise ValueError(
-            "gaussian-optimal is made for a spectrum; pass --variances or --preset, or use solver-aware"
-        )
-    else:
-        found = placement.gaussian_optimal_sigmas(
-            data.variances, n, solver, metric, low, high, alpha=alpha, **options
-        )
-    return found, told
-
-
-def _data(arguments, name, low, high):
-    """The `Data` that --curve, --variances or --preset names."""
-    if arguments.curve is not None:
-        saved = load_curve(arguments.curve)
-        told = {"data": f"curve {Path(arguments.curve).name}", "curve": saved.curve}
-        return Data(saved.curve, saved.multiplicity, saved.amplitudes, None, told)
-    if arguments.variances is not None:
-        variances = _numbers(Path(arguments.variances))
-        told = {"data": f"variances {Path(arguments.variances).name}"}
-    elif arguments.preset is not None:
-        c = _check.positive("preset", arguments.preset)
-        variances, told = _check.as_float64("variances", [c * c]), {"data": f"Gaussian of deviation {c}"}
-    else:
-        raise ValueError(f"{name} needs data: pass --curve, --variances or --preset")
-    curve, multiplicity, variances = _gaussian(variances, low, high)
-    return Data(curve, multiplicity, variances.sqrt() * multiplicity, variances, told | {"curve": curve})
-
-
-def _gaussian(variances, low, high):
-    """(curve, multiplicity (m,), variances (m,)) of Gaussian data, equal variances taken together."""
-    if variances.ndim != 1 or not (variances >= 0).all() or not (variances > 0).any():
-        raise ValueError(
-            f"variances of shape {tuple(variances.shape)} run from {variances.min().item()} to "
-            f"{variances.max().item()}; pass one dimension, none below 0 and one above"
-        )
-    dim, total = len(variances), variances.sum().item()
-    # A direction without variance is known from the start: no grid matters to it.
-    variances, multiplicity = variances[variances > 0].unique(return_counts=True)
-    levels = 4 + math.ceil(_LEVELS_PER_E_FOLD * (math.log(high) - math.log(low)))
-    sigma = torch.linspace(math.log(low), math.log(high), levels, dtype=torch.float64).exp()
-    sigma[0], sigma[-1] = low, high
-    square = sigma.square()[:, None]
-    parts = multiplicity * variances * square / (variances + square)
-    curve = ErrorCurve(sigma, parts.sum(1), dim=dim, total_variance=total, directions=parts)
-    return curve, multiplicity.double(), variances
-
-
-def _numbers(path):
-    """The variances of a file, (m,) float64: *.npy of one dimension, or text of one number a line or of one line."""
-    content = path.read_bytes()
-    if path.suffix == ".npy":
-        stream = io.BytesIO(content)
-        try:
-            found = np.lib.format.read_array(stream, allow_pickle=False)
-        except Exception as error:  # a damaged header fails in a dozen ways
-            raise ValueError(f"{path} is no whole npy ({error or type(error).__name__})") from error
-        if stream.tell() != len(content):
-            raise ValueError(f"{path} is no whole npy (bytes are left after its {found.size} numbers)")
-        if found.dtype.kind not in "fiu":
-            raise ValueError(f"{path} holds {found.dtype}; pass real numbers")
-        if found.ndim != 1:
-            raise ValueError(f"{path} holds an array of shape {found.shape}; pass one dimension")
-        return _filled(path, torch.from_numpy(found.astype(np.float64)))
-    try:
-        words = _words(content.decode("utf-8-sig"))
-        return _filled(path, _check.as_float64("variances", [_number(word) for word in words]))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: {error}; pass numbers only, without a heading, one a line or all in one line"
-        ) from error
-
-
-def _words(text):
-    """The numbers of a text, as written. ValueError: rows and columns, or separators of more than one kind."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    split = [re.split(r"\s*[,;]\s*|\s+", line) for line in lines]
-    if len(lines) > 1:
-        for number, (line, words) in enumerate(zip(lines, split, strict=True), 1):
-            if len(words) > 1:
-                raise ValueError(
-                    f"line {number} of {len(lines)} is {line[:60]!r}, with {len(words)} numbers or a decimal comma"
-                )
-        return lines
-    separators = re.findall(r"\s*[,;]\s*|\s+", lines[0]) if lines else []
-    found = {re.sub(r"\s+", " ", each) for each in separators}  # "," and ", " are not the same
-    whole = all(word.isdecimal() for words in split for word in words)
-    if len(found) > 1 or (found == {","} and whole and len(split[0]) == 2):
-        raise ValueError(
-            f"{lines[0][:60]!r} may be read in two ways: a comma may part two numbers or a number's decimals"
-        )
-    return split[0] if split else []
-
-
-def _number(word):
-    if "_" in word:
-        raise ValueError(f"could not convert string to float: {word!r}")
-    return float(word)
-
-
-def _filled(path, numbers):
-    if not numbers.numel():
-        raise ValueError(f"{path} holds no number")
-    return _check.check_finite("variances", numbers)
-
-
-def _formatted(sigmas, told, style):
-    if style == "json":
-        return schedule_text(sigmas, **told).rstrip("\n")
-    if style == "python":
-        return f"sigmas = {sigmas.tolist()}"
-    if style == "comfy":
-        return to_comfy(sigmas)
-    if style in ("comma", "flow"):
-        return ", ".join(map(repr, (to_flow(sigmas) if style == "flow" else sigmas).tolist()))
-    return "\n".join(map(repr, sigmas.tolist()))
 
 
 if __name__ == "__main__":

@@ -165,3 +165,10 @@ def check_scale(x, name="x"):
             "pass pixels in [-1, 1] (2 x - 1, or to_pixels of uint8) or latents"
         )
     return x
+
+
+def not_installed(error, extra):
+    """The ModuleNotFoundError that says, in place of `error`, what to install: the package with one of its extras."""
+    return ModuleNotFoundError(
+        f"{error.name} is not installed; pip install 'entropic-time[{extra}]'", name=error.name
+    )

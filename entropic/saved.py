@@ -4,7 +4,6 @@ import datetime
 import hashlib
 import io
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from entropic import _check
+from entropic._version import version
 from entropic.curve import ErrorCurve
 from entropic.files import load_arrays, write_atomically
 
@@ -203,10 +203,6 @@ def _told(provenance):
                 f"{name} = {value!r}; JSON does not hold it: pass text or finite numbers"
             ) from error
         told[name] = value
-    try:
-        version = metadata.version("entropic")
-    except metadata.PackageNotFoundError:  # run from a checkout
-        version = None
     now = datetime.datetime.now(datetime.timezone.utc)
     return {"version": version, "date": now.isoformat(timespec="seconds")} | told
 

@@ -103,7 +103,11 @@ def test_what_the_readme_calls_by_its_public_name_is_public():
     text = (ROOT / "README.md").read_text("utf-8")
     named = {
         *re.findall(r"`entropic\.(\w+)`", text),
-        *re.findall(r"^ +from entropic import (\w+)$", text, re.M),
+        *(
+            name
+            for line in re.findall(r"^from entropic import (.+)$", text, re.M)
+            for name in line.split(", ")
+        ),
     }
     named |= {"KL", "W2", "Weighted"}
     assert named >= {"plan", "solver_aware_sigmas"}

@@ -137,7 +137,7 @@ def project(tmp_path):
         (project / folder).mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", project)
     shutil.copy(ROOT / "notebooks" / "run.py", project / "notebooks")
-    for name in ("files.py", "_check.py"):
+    for name in ("files.py", "_check.py", "_version.py"):
         shutil.copy(ROOT / "entropic" / name, project / "entropic")
     (project / "entropic" / "__init__.py").touch()
     (project / "notebooks" / "book.yml").write_text(

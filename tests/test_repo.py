@@ -1,5 +1,6 @@
 """The repository as a stranger finds it: pins that agree, commands that exist, nothing of one machine."""
 
+import ast
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import entropic
 from studies.parameters import read_yaml
 from tests.conftest import NOTEBOOKS, ROOT, run_python
 
@@ -119,15 +121,93 @@ def test_lock_holds_what_is_installed_here():
 def test_environment_has_the_same_pins():
     environment = yaml.safe_load(read("environment.yml"))
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert pip == ["-r requirements.lock"]
+    assert pip == ["-r requirements.lock", "-e ."]  # the package itself, too
     (python,) = [e for e in environment["dependencies"] if isinstance(e, str) and e.startswith("python=")]
     assert python.split("=")[1] in PYTHONS
 
 
 def test_the_supported_pythons_agree():
-    assert 'requires-python = ">=3.10,<3.14"' in read("pyproject.toml")
+    text = read("pyproject.toml")
+    assert 'requires-python = ">=3.10"' in text  # no cap: a newer Python is tried, and not refused
+    named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
+    assert tuple(named) == PYTHONS
     (matrix,) = re.findall(r"python: \[(.*)\]", read(".github/workflows/test.yml"))
     assert tuple(yaml.safe_load(f"[{matrix}]")) == PYTHONS
+
+
+def test_pre_commit_has_the_ruff_of_the_lock():
+    (hooks,) = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
+    assert hooks["rev"] == f"v{pins(PYTHONS[0])['ruff']}"
+
+
+def test_issue_templates_are_whole():
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text("utf-8"))
+        if path.name != "config.yml":
+            assert form["name"] and form["description"]
+            assert all(
+                part["type"] in ("textarea", "input") and part["attributes"]["label"] for part in form["body"]
+            )
+
+
+def extras():
+    """Extra -> names of distributions that it brings, by itself or by another extra; "" has the dependencies."""
+    text = read("pyproject.toml")
+    found = {"": re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)[1]}
+    part = text.split("[project.optional-dependencies]", 1)[1].split("\n[", 1)[0]
+    found |= dict(re.findall(r"^(\w+) = \[(.*?)\]$", part, re.M | re.S))
+    wanted = {
+        extra: [Requirement(item) for item in re.findall(r'"([^"]+)"', items)]
+        for extra, items in found.items()
+    }
+    names = {}
+
+    def add(extra):
+        brought = {canonical(one.name) for one in [*wanted[""], *wanted[extra]]}
+        for one in wanted[extra]:
+            if canonical(one.name) == "entropic-time":
+                brought |= set().union(*(add(other) for other in one.extras))
+        return brought
+
+    for extra in wanted:
+        names[extra] = add(extra) - {"entropic-time"}
+    return names
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras_used"),
+    [
+        ("entropic", ("", "images", "metrics", "vae")),
+        ("notebooks", ("book", "metrics")),
+        ("tests", ("test",)),
+    ],
+)
+def test_what_is_imported_is_declared(folder, extras_used):
+    """Each package that the code of a folder imports is named by an extra for it, and comes not by chance."""
+    from importlib.metadata import packages_distributions
+
+    homes = packages_distributions()
+    declared = set().union(*(extras()[extra] for extra in extras_used))
+    paths = [path for path in (ROOT / folder).rglob("*.py") if "params" not in path.parts]
+    lines = "\n".join(path.read_text("utf-8") for path in paths)
+    used = {
+        name.partition(".")[0]
+        for node in ast.walk(ast.parse(lines.replace("from __future__ import annotations", "")))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom) and node.level == 0
+            else []
+        )
+    }
+    ours = {"entropic", "studies", "tests", "run"}
+    stray = {
+        name
+        for name in used - ours - set(sys.stdlib_module_names)
+        if not declared & {canonical(home) for home in homes.get(name, [name])}
+    }
+    assert stray == set()
 
 
 # --- papers and people -------------------------------------------------------------------------------------
@@ -137,7 +217,9 @@ def test_citation_names_the_paper():
     citation = yaml.safe_load(read("CITATION.cff"))
     assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"]
     assert citation["license"] == "MIT" and citation["type"] == "software" and citation["authors"]
-    assert f'version = "{citation["version"]}"' in read("pyproject.toml")
+    assert citation["version"] == entropic.__version__
+    assert f"version = {{{entropic.__version__}}}" in read("book/cite.md")
+    assert re.search(rf"^## {re.escape(entropic.__version__)}\b", read("CHANGELOG.md"), re.M)
     for paper in (citation["preferred-citation"], *citation["references"]):
         assert {"type", "title", "authors"} <= set(paper)
         assert [author["family-names"] for author in paper["authors"]] == [
@@ -226,6 +308,10 @@ def test_the_wheel_is_the_library_and_nothing_else(wheel):
     needed = [Requirement(line) for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.M)]
     core = {one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})}
     assert core == {"torch", "numpy", "scipy", "filelock", "tqdm"}
+    assert re.search(r"^Name: entropic-time$", metadata, re.M)
+    assert re.search(rf"^Version: {re.escape(entropic.__version__)}$", metadata, re.M)
+    assert "entropic/py.typed" in names
+    assert "entropic = entropic.__main__:main" in (about / "entry_points.txt").read_text("utf-8")
 
 
 def test_the_wheel_s_weights_load(wheel, tmp_path):

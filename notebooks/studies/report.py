@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from entropic._version import version
 from entropic.files import replaced, write_atomically
 
 VERDICTS = ("holds", "does not hold", "holds under a condition", "not run here")
@@ -264,7 +265,9 @@ def save_recorded_table(notebook: str, id: str):
         print(f"The full size is not recorded here: make record NB={notebook} computes it and keeps it.")
         return
     about, table = kept
-    rows = [dict(zip(table, map(_whole, values), strict=True)) for values in zip(*table.values(), strict=True)]
+    rows = [
+        dict(zip(table, map(_whole, values), strict=True)) for values in zip(*table.values(), strict=True)
+    ]
     live = _run().get("parameters", {})
     differs = [f"{name} = {value}" for name, value in about["parameters"].items() if live.get(name) != value]
     made = f"{about['device']}, commit {(about['commit'] or 'unknown')[:7]}"
@@ -509,8 +512,8 @@ def git_state() -> dict:
 
 @lru_cache
 def _versions() -> dict:
-    found = {"python": platform.python_version()}
-    for name in ("entropic", "torch", "numpy", "matplotlib"):
+    found = {"python": platform.python_version(), "entropic": version}
+    for name in ("torch", "numpy", "matplotlib"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

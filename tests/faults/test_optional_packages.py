@@ -41,5 +41,5 @@ def _errors(tmp_path_factory):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_what_is_missing_is_named(errors, call):
-    assert f"is not installed; pip install 'entropic[{CALLS[call]}]'" in errors[call]
+    assert f"is not installed; pip install 'entropic-time[{CALLS[call]}]'" in errors[call]
     assert "ModuleNotFoundError" in errors[call]

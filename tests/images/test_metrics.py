@@ -597,7 +597,8 @@ def test_import_is_cheap_and_a_missing_extra_says_so():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (
-        "ModuleNotFoundError: torch_fidelity is not installed; pip install 'entropic[metrics]'" in run.stderr
+        "ModuleNotFoundError: torch_fidelity is not installed; pip install 'entropic-time[metrics]'"
+        in run.stderr
     )
 
 

@@ -163,9 +163,7 @@ def autoencoder_class():
             warnings.simplefilter("ignore")  # tqdm's advice on widgets, in a notebook
             from diffusers.utils import import_utils
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error.name} is not installed; pip install 'entropic[vae]'", name=error.name
-        ) from error
+        raise _check.not_installed(error, "vae") from error
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):

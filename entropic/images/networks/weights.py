@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from entropic import _check
 from entropic.files import file_sha256, replaced, write_atomically
 
 __all__ = [
@@ -66,9 +67,7 @@ def safe_tensors():
         import safetensors
         import safetensors.torch
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error.name} is not installed; pip install 'entropic[images]'", name=error.name
-        ) from error
+        raise _check.not_installed(error, "images") from error
     return safetensors
 
 

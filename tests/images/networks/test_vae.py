@@ -200,7 +200,7 @@ def test_float16_on_cuda_is_near(tiny):
 def test_without_diffusers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.setitem(sys.modules, "diffusers.utils", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'entropic\[vae\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'entropic-time\[vae\]'"):
         load_vae()
 
 
