@@ -90,7 +90,7 @@ def _add_place(commands):
     command = commands.add_parser(
         "place",
         help="print the grid of n levels that suits a solver and an error curve",
-        description="Print the grid of n levels that suits a solver and an error curve: schedule solver-aware, in short.",
+        description="Print the grid of n levels that suits a solver and an error curve (schedule solver-aware).",
     )
     absent = {"variances": None, "preset": None}
     command.set_defaults(module="entropic.commands.schedule", name="solver-aware", **absent)

@@ -189,7 +189,11 @@ def test_the_network_keeps_its_dtype_and_the_state_its_own(own, clock):
 
 
 def conditioned(y, t, embedding, *, added, name="text"):
-    assert embedding.shape[0] == added["pooled"][0].shape[0] == len(y) and name == "text" and added["none"] is None
+    assert (
+        embedding.shape[0] == added["pooled"][0].shape[0] == len(y)
+        and name == "text"
+        and added["none"] is None
+    )
     return y + embedding.sum((1, 2))[:, None] + added["pooled"][0][:, :1]
 
 
