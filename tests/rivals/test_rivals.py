@@ -638,7 +638,7 @@ def test_bad_denoisers_and_states_are_refused(name):
             MODELS[name](PLANE.denoiser, _Held(x) if x is None else x)
     with pytest.raises(ValueError, match="returned shape"):
         place(lambda x, sigma: x[:, :1], good)
-    with pytest.raises(ValueError, match="not finite at sigma"):
+    with pytest.raises(ValueError, match="NaN or infinity at sigma"):
         place(lambda x, sigma: x * math.nan, good)
     with pytest.raises(ValueError, match="batch = 0"):
         place(PLANE.denoiser, good, batch=0)
