@@ -467,7 +467,8 @@ def test_noise_in_the_curve_hardly_moves_a_grid():
     # 1% of noise a level, 128 levels, one spectrum to fit: the deviation is quadratic around its optimum.
     v = power_law(1.5)
     noise = 1 + 0.01 * torch.randn(128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    noisy = ErrorCurve(LEVELS, gaussian_curve(v).eps2 * noise, dim=len(v))
+    eps2 = gaussian_curve(v).eps2
+    noisy = ErrorCurve(LEVELS, eps2 * noise, 0.01 * eps2, dim=len(v))
     for solver in ("ddim", "ddim_stochastic", "heun"):
         sigmas = solver_aware_sigmas(noisy, 8, solver, "w2", method="recursion")
         best = gaussian_optimal_sigmas(v, 8, solver, "w2")
