@@ -912,7 +912,7 @@ def test_an_error_beyond_its_bound_is_the_bound_and_all_that_belongs_to_it_is_sc
     covariance = scale * covariance * scale[:, None]
     arguments = {"dim": dim, "total_variance": variance}
     told = r"at sigma = 35.3, 80 it is up to 6 times total_variance = 3, so that .* worse there than a constant.*; "
-    told += r"at sigma = 0.01 it is up to 2 times dim \* sigma\^2, so that .* worse there than one that returns its input"
+    told += r"at sigma = 0.01 it is up to 2 times dim \* sigma\^2, so that .* worse .* than one that returns its input"
     with pytest.warns(UserWarning, match=told) as warned:
         curve = ErrorCurve(sigma, eps2, covariance=covariance, directions=eps2[:, None] * share, **arguments)
     assert len(warned) == 1 and warned[0].filename == __file__
