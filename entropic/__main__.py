@@ -29,6 +29,7 @@ _SOLVER = ("solver-aware", "gaussian-optimal")
 _NAMES = (*_PLAIN, "arctan", *_CURVE, "gaussian-optimal")
 _MOST = 100_000
 _LARGEST_ALPHA = 100
+_EDM_RANGE = (0.002, 80.0)
 _LEVELS_PER_E_FOLD = 32  # of the curve of a given spectrum: its spline is good to 1e-8
 
 
@@ -102,8 +103,10 @@ def _parser():
         action="store_true",
         help="say on stderr which method a solver-aware grid was made by, and why",
     )
-    add("--sigma-min", type=float, default=0.002, metavar="S", help="default 0.002")
-    add("--sigma-max", type=float, default=80.0, metavar="S", help="default 80")
+    add(
+        "--sigma-min", type=float, metavar="S", help="default: the curve's lowest level, or 0.002 without one"
+    )
+    add("--sigma-max", type=float, metavar="S", help="default: the curve's highest level, or 80 without one")
     add("--out", metavar="FILE.json", help="also save it, with its provenance, for load_schedule")
     add("--format", choices=("text", "json", "python"), default="text", help="of what is printed")
     return parser
@@ -114,7 +117,9 @@ def _made(arguments):
     name, n = arguments.name, _check.integer("n", arguments.n, 2)
     if n > _MOST:
         raise ValueError(f"n = {n}; no sampler takes more than {_MOST} steps")
-    low, high = _check.sigma_range(arguments.sigma_min, arguments.sigma_max)
+    low, high = arguments.sigma_min, arguments.sigma_max
+    if arguments.curve is None:
+        low, high = _check.sigma_range(low, high, _EDM_RANGE)
     given = [option for option in ("curve", "variances", "preset") if getattr(arguments, option) is not None]
     if len(given) > 1:
         raise ValueError(f"--{given[0]} and --{given[1]} are both given; the data is one of them")

@@ -65,8 +65,14 @@ def integer(name, value, minimum):
     return int(value)
 
 
-def sigma_range(sigma_min, sigma_max):
-    """Return both ends as floats; ValueError unless 0 < sigma_min < sigma_max."""
+def sigma_range(sigma_min, sigma_max, sigma=None):
+    """Return both ends as floats; ValueError unless 0 < sigma_min < sigma_max.
+
+    An end that is None is that of the ascending levels `sigma` of a curve.
+    """
+    if sigma is not None:
+        sigma_min = sigma[0] if sigma_min is None else sigma_min
+        sigma_max = sigma[-1] if sigma_max is None else sigma_max
     low, high = positive("sigma_min", sigma_min), positive("sigma_max", sigma_max)
     if low >= high:
         raise ValueError(f"sigma_min = {low} is not below sigma_max = {high}; swap or widen them")

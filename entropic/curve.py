@@ -157,6 +157,23 @@ class ErrorCurve:
         self.directions = None if directions is None else self._split(directions)
         self._cap()
 
+    def __repr__(self):
+        said = [
+            f"{len(self.sigma)} levels from {self.sigma[0]:.4g} to {self.sigma[-1]:.4g}",
+            f"eps2 {self.eps2[0]:.4g} to {self.eps2[-1]:.4g}",
+        ]
+        if self.dim is not None:
+            said.append(f"dim {self.dim}")
+        if self.total_variance is not None:
+            said.append(f"total_variance {self.total_variance:.4g}")
+        if self.covariance is not None:
+            said.append("covariance")
+        elif self.stderr is not None:
+            said.append("stderr of common samples" if self.common_samples else "stderr")
+        if self.directions is not None:
+            said.append(f"{self.directions.shape[1]} directions")
+        return f"ErrorCurve({', '.join(said)})"
+
     def entropic(self, rule="spline"):
         """Entropic time: phi(sigma) = H[x_0 | x] less its value at sigma[0], nats; eq. 14. See `time`."""
         return self.time("entropic", rule)

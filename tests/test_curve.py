@@ -936,3 +936,26 @@ def test_an_error_beyond_its_bound_is_the_bound_and_all_that_belongs_to_it_is_sc
     # Without a standard error the numbers are meant as they are.
     with pytest.warns(UserWarning, match=r"sigma = 35\.3, 80 .*; at sigma = 0\.01, 0\.0226 "):
         assert torch.equal(ErrorCurve(sigma, eps2, **arguments).eps2, bound)
+
+
+# In words
+
+
+def test_a_curve_and_its_times_are_shown_in_one_line():
+    sigma = _levels(0.002, 80.0, 32)
+    eps2 = 3 / (1 + sigma**-2)
+    parts = eps2[:, None] * torch.tensor([0.5, 0.5], dtype=F64)
+    curve = ErrorCurve(sigma, eps2, 0.01 * eps2, dim=3, total_variance=3.0, directions=parts)
+    bare, covariance = ErrorCurve(sigma, eps2), ErrorCurve(sigma, eps2, covariance=torch.eye(32))
+    common = ErrorCurve(sigma, eps2, eps2, common_samples=True)
+    start = "32 levels from 0.002 to 80, "
+    assert repr(curve) == (
+        f"ErrorCurve({start}eps2 1.2e-05 to 3, dim 3, total_variance 3, stderr, 2 directions)"
+    )
+    assert repr(bare) == f"ErrorCurve({start}eps2 1.2e-05 to 3)"
+    assert repr(covariance).endswith("to 3, covariance)") and repr(common).endswith(
+        "stderr of common samples)"
+    )
+    # arctan(80) - arctan(0.002), three times
+    assert repr(curve.rescaled()) == f"Time({start}phi 0 to 4.669, cubic in log sigma, stderr)"
+    assert repr(Time([1.0, 2.0], [0.0, 1.0])) == "Time(2 levels from 1 to 2, phi 0 to 1, linear in sigma)"

@@ -720,3 +720,11 @@ def test_a_wrong_network_is_found_out_before_all_its_calls_are_made():
     with pytest.raises(ValueError, match="from_epsilon"):
         estimate(noise, x, WIDE, samples=200, batch=8)
     assert sum(calls) == 32 * len(WIDE)
+
+
+def test_an_estimate_is_shown_in_one_line():
+    x = torch.randn(50, 5, generator=_generator(21), dtype=F64)
+    found = estimate(_linear, x, SIGMA, samples=20, bases={"each": _pixels})
+    assert repr(found) == (
+        "Estimate(12 levels from 0.05 to 20, dim 5, 20 samples a level from 20 rows, directions 'each')"
+    )

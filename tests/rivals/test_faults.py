@@ -61,7 +61,7 @@ WITHOUT_DENOISER = {
     "simple": lambda: simple_sigmas(7),
     "beta": lambda: beta_sigmas(7),
     "klub": lambda: klub(CURVE, laplace_sigmas(7, 0.01, 50.0)),
-    "ays": lambda: ays_sigmas(7, CURVE),
+    "ays": lambda: ays_sigmas(7, CURVE, 0.002, 80),
     "dmn": lambda: dmn_sigmas(7),
     "objective": lambda: dmn_objective(laplace_sigmas(7)),
 }
