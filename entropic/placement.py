@@ -84,6 +84,12 @@ class Plan:
     spread: float | None
     evidence: str
 
+    def __repr__(self):
+        return (
+            f"Plan({len(self.sigmas) - 1} levels from {self.sigmas[0]:.4g} to {self.sigmas[-2]:.4g}, then 0; "
+            f"method {self.method}, solver {self.solver}, goal {self.goal}; explain() says why)"
+        )
+
     def explain(self):
         """The choice in a few lines of text."""
         lines = [
@@ -102,8 +108,8 @@ def plan(
     curve,
     solver="ddim",
     goal=None,
-    sigma_min=0.002,
-    sigma_max=80.0,
+    sigma_min=None,
+    sigma_max=None,
     *,
     multiplicity=None,
     method="auto",
@@ -113,12 +119,12 @@ def plan(
 ):
     """The `Plan` of n levels, then 0, that suit a solver and a goal, from an `ErrorCurve` that covers their range.
 
-    solver: a name or a `Solver`. goal: `KL`, `W2` or `Weighted(alpha)`; Weighted(policy.alpha) unless given. Where the
-    curve has `directions`, the density takes each bin for a direction of variance V_i / m_i, its `multiplicity` (m,)
-    the number of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low sigma, where 1 - u_i is
-    small. Else the directions are those of the implied spectrum, but for data of one dimension (curve.dim = 1), whose
-    direction is known. free_end: the last level is free, at sigma_min or above, in a search; a density always ends at
-    sigma_min.
+    solver: a name or a `Solver`. goal: `KL`, `W2` or `Weighted(alpha)`; Weighted(policy.alpha) unless given.
+    sigma_min, sigma_max: the curve's own ends unless given. Where the curve has `directions`, the density takes each
+    bin for a direction of variance V_i / m_i, its `multiplicity` (m,) the number of its dimensions (see `Basis`; 1
+    unless given); noise in u_i counts at low sigma, where 1 - u_i is small. Else the directions are those of the
+    implied spectrum, but for data of one dimension (curve.dim = 1), whose direction is known. free_end: the last level
+    is free, at sigma_min or above, in a search; a density always ends at sigma_min.
 
     method "recursion": the best grid of the implied spectrum, of the total error only. "robust": the same search,
     where each implied c is log-normal, exp(s N(0, 1)) times as large, s the `spread` (policy.spread * sqrt(misfit)
@@ -140,8 +146,8 @@ def plan(
         if method != "robust":
             raise ValueError(f'spread = {spread}, but method = {method!r}; only "robust" has one')
         spread = _check.positive("spread", spread)
-    low, high = _check.sigma_range(sigma_min, sigma_max)
     parts, counts = _bins(curve, multiplicity)
+    low, high = _check.sigma_range(sigma_min, sigma_max, curve.sigma)
     implied = curve.directions is None and curve.dim != 1
     asked = method
     data = found = None
@@ -203,8 +209,8 @@ def solver_aware_sigmas(
     n,
     solver="ddim",
     metric=None,
-    sigma_min=0.002,
-    sigma_max=80.0,
+    sigma_min=None,
+    sigma_max=None,
     *,
     alpha=None,
     multiplicity=None,

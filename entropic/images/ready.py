@@ -64,12 +64,21 @@ def _make(network):
     found, data = load_network(network), load_images(network, "train", "embedded")
     sigma = edm_sigmas(64, *_RANGE)[:-1].flip(0)
     options = {"samples": 256, "common_noise": False, "seed": 0, "batch": 64}
-    curve = estimate(found, to_pixels(data.images), sigma, labels=data.labels, progress=True, **options).curve()
-    told = {"network": network, "weights": fingerprint(found), "data": "Fashion-MNIST (embedded subset)", "calls": 64 * 256}
+    curve = estimate(
+        found, to_pixels(data.images), sigma, labels=data.labels, progress=True, **options
+    ).curve()
+    told = {
+        "network": network,
+        "weights": fingerprint(found),
+        "data": "Fashion-MNIST (embedded subset)",
+        "calls": 64 * 256,
+    }
     _FOLDER.mkdir(exist_ok=True)
     save_curve(_FOLDER / f"{network}.npz", curve, **told)
     grids = {
-        solver: {str(n): plan(n, curve, solver, None, *_RANGE, free_end=True).sigmas.tolist() for n in _LEVELS}
+        solver: {
+            str(n): plan(n, curve, solver, None, *_RANGE, free_end=True).sigmas.tolist() for n in _LEVELS
+        }
         for solver in SOLVERS
     }
     content = {"provenance": told | {"curve_sha256": curve_sha256(curve)}, "grids": grids}
