@@ -738,7 +738,7 @@ def test_bins_are_directions_of_their_multiplicity():
         ({"variances": [math.nan]}, "variances"),
         ({"n": 1}, "n = 1"),
         ({"n": 4.0}, "n = 4.0"),
-        ({"solver": "euler"}, "solver = 'euler'"),
+        ({"solver": "rk45"}, "solver = 'rk45'"),
         ({"solver": None}, "solver = None"),
         ({"metric": "fid"}, "metric = 'fid'"),
         ({"alpha": math.nan}, "alpha"),
