@@ -27,6 +27,7 @@ import torch
 
 from entropic import _check
 from entropic.gaussian import Weighted, goal_of, implied_spectrum, misfit, spectrum
+from entropic.progress import progress_bar
 from entropic.schedules import arctan_sigmas, edm_sigmas, ending_in_zero, log_sigmas, time_sigmas
 from entropic.solvers import find_solver
 from entropic.times import Time, cumulative, spline_increments
@@ -427,6 +428,17 @@ def _search(data, deviation, n, solver, goal, low, high, free_end, least=0.0):
         yield edm_sigmas(n, low, high)
         yield arctan_sigmas(n, low, high, c=middle.clamp(low, high))
 
+    with progress_bar(f"search of {n} levels", "grid") as bar:
+
+        def counted(logs):
+            bar.update()
+            return deviation(logs)
+
+        return _best(counted, starts, variances, middle, n, low, high, free_end, least)
+
+
+def _best(deviation, starts, variances, middle, n, low, high, free_end, least):
+    """The grid of the least deviation that descents from `starts(last level)` find."""
     if n == 2:
         only = ending_in_zero(torch.tensor([high, low], dtype=torch.float64))
         found = [(deviation(only[:-1].log().numpy())[0], only)]
