@@ -28,7 +28,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/notebooks$(if $(PYTHONPATH),:$(PYTHONPA
 RUN := $(PY) notebooks/run.py
 
 .PHONY: help book test run record verify expected status serve lab picture bench lint clean executed \
-  train-fashion-mnist train-classifier train-cifar10 cifar10 cifar10-edm ffhq imagenet64 imagenet512 leaderboard bench-gpu
+  train-fashion-mnist train-classifier train-cifar10 cifar10 cifar10-edm ffhq imagenet64 imagenet512 rehearse leaderboard bench-gpu
 
 help:  ## list the targets
 	@echo "Targets (variables: NB, PROFILE=smoke|default|recorded|paper, ARGS, PYTHON, JOBS, GPUS, PORT):"
@@ -85,6 +85,9 @@ imagenet64: $(ENVIRONMENT)  ## table 4 with EDM2's networks, likewise (not run h
 
 imagenet512: $(ENVIRONMENT)  ## tables 2, 5 and 6 with EDM2's networks, likewise (not run here)
 	$(published)
+
+rehearse: $(ENVIRONMENT)  ## the whole path of a published network on tiny random ones: tries this machine, in two minutes
+	@$(PY) -m studies.published.rehearsal $(ARGS)
 
 leaderboard: $(ENVIRONMENT)  ## every schedule on every work, into book/results; about eighteen hours on one core, goes on where it stopped
 	$(PY) -m studies.leaderboard $(ARGS)

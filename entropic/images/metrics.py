@@ -7,7 +7,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from entropic.files import cache, environment_path, keep_arrays
 from entropic.images.data import check_images, to_pixels, to_uint8
 from entropic.images.downloads import fetch
 from entropic.images.networks import classifier, dinov2
+from entropic.images.networks.optional import load_torchvision
 from entropic.images.networks.weights import load_weights, plain_torch, remembered_sha256
 
 __all__ = [
@@ -444,23 +444,11 @@ def _reference_moments(name, found, extractor):
 def fidelity():
     """The module torch_fidelity, to which the networks of `EXTRACTORS` are known by name.
 
-    It imports torchvision, whose wheel, beside a torch without CUDA, lacks declarations. They are made only where the
-    import has failed for want of them: elsewhere a second one would abort Python.
     ModuleNotFoundError: the extra "metrics" is not installed.
     """
     try:
-        try:
-            import torch_fidelity
-        except RuntimeError as error:
-            if "torchvision::nms" not in str(error):
-                raise
-            for name in [n for n in sys.modules if n.split(".")[0] in {"torchvision", "torch_fidelity"}]:
-                del sys.modules[name]
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            _LIBRARIES.append(library)  # declarations vanish with their library
-            for name in ("nms", "qnms"):
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            import torch_fidelity
+        load_torchvision()  # which torch_fidelity imports
+        import torch_fidelity
     except ModuleNotFoundError as error:
         raise _check.not_installed(error, "metrics") from error
 
@@ -493,7 +481,7 @@ def fidelity():
     return torch_fidelity
 
 
-_LAYER, _LIBRARIES = "features", []
+_LAYER = "features"
 _EFFNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _EFFNET_SIDE = 64

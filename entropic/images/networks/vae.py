@@ -8,6 +8,7 @@ import torch
 
 from entropic import _check
 from entropic.files import environment_path
+from entropic.images.networks.optional import load_torchvision
 from entropic.images.networks.weights import fingerprint, plain_torch, reading
 
 __all__ = ["StabilityVAE", "latents_to_vae", "load_vae", "to_uint8_vae"]
@@ -165,10 +166,9 @@ def autoencoder_class():
     except ModuleNotFoundError as error:
         raise _check.not_installed(error, "vae") from error
     try:
-        import torchvision  # noqa: F401
+        load_torchvision()  # which diffusers imports, and transformers, where it is installed
     except (ImportError, RuntimeError):
-        # Its wheel does not load beside a torch without CUDA. Diffusers would fail with it, and here needs none of it.
-        import_utils._torchvision_available = False
+        import_utils._torchvision_available = False  # none of it is needed here
     from diffusers import AutoencoderKL
 
     return AutoencoderKL
