@@ -9,7 +9,7 @@ import re
 import sys
 
 from entropic._version import version
-from entropic.commands import OF_A_SOLVER, SCHEDULES
+from entropic.commands import FORMATS, OF_A_SOLVER, SCHEDULES
 
 
 def main(argv=None):
@@ -44,8 +44,73 @@ def _parser():
     parser = _Parser(prog="entropic", description="Entropic time schedules for diffusion models.")
     parser.add_argument("--version", action="version", version=f"entropic {version}")
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_schedule(commands)
+    for add in (_add_estimate, _add_place, _add_schedule, _add_convert):
+        add(commands)
     return parser
+
+
+def _add_estimate(commands):
+    command = commands.add_parser(
+        "estimate",
+        help="measure the error curve of a network",
+        description="Measure the error curve of a network: one call a level and sample. Give one source: --denoiser, "
+        "--network, --pipeline or --log.",
+    )
+    command.set_defaults(module="entropic.commands.estimate")
+    add = command.add_argument
+    add(
+        "--denoiser",
+        metavar="MODULE:NAME",
+        help="a callable (x, sigma) or (x, sigma, labels) of a module of yours",
+    )
+    add("--data", metavar="FILE", help="for --denoiser: x (N, ...) in a .npy, or x and labels in a .npz")
+    add(
+        "--network",
+        choices=("fashion-mnist",),
+        help="a network of this package, on the images of this package",
+    )
+    add(
+        "--pipeline", metavar="FOLDER", help="a pipeline of diffusers: Stable Diffusion 1.5, XL, 3, FLUX, ..."
+    )
+    add("--prompts", metavar="FILE", help="for --pipeline: one prompt a line, a sample each")
+    add("--steps", type=int, default=30, help="for --pipeline: of each sample (default 30)")
+    add("--guidance", type=float, help="for --pipeline: guidance_scale of the samples")
+    add("--log", metavar="FILE.jsonl", help="a training log of this package: no network call at all")
+    add("--levels", type=int, default=64, help="noise levels of the curve (default 64)")
+    add("--samples", type=int, default=64, help="samples a level (default 64)")
+    add("--sigma-min", type=float, metavar="S", help="default: the network's own, else 0.002")
+    add("--sigma-max", type=float, metavar="S", help="default: the network's own, else 80")
+    add("--seed", type=int, default=0)
+    add("--batch", type=int, default=32, help="samples at a time (default 32)")
+    add("--device", default="cpu", help="cpu, cuda, ... (default cpu)")
+    add("--out", metavar="FILE.npz", required=True, help="where the curve is kept, for the other commands")
+
+
+def _add_place(commands):
+    command = commands.add_parser(
+        "place",
+        help="print the grid of n levels that suits a solver and an error curve",
+        description="Print the grid of n levels that suits a solver and an error curve (schedule solver-aware).",
+    )
+    absent = {"variances": None, "preset": None}
+    command.set_defaults(module="entropic.commands.schedule", name="solver-aware", **absent)
+    command.add_argument("-n", type=int, required=True, help="levels above 0")
+    command.add_argument(
+        "--curve", metavar="FILE.npz", required=True, help="an error curve: entropic estimate makes one"
+    )
+    _add_goal(command.add_argument)
+    _add_output(command.add_argument)
+
+
+def _add_convert(commands):
+    command = commands.add_parser(
+        "convert",
+        help="print a saved schedule in another format",
+        description="Print a schedule that --out kept, in another format.",
+    )
+    command.set_defaults(module="entropic.commands.convert")
+    command.add_argument("file", metavar="FILE.json")
+    _add_format(command.add_argument)
 
 
 def _add_schedule(commands):
@@ -65,7 +130,16 @@ def _add_schedule(commands):
         help="variances of the data, one a direction: .npy, or text, one a line",
     )
     add("--preset", type=float, metavar="C", help="data N(0, C^2 I), in place of a curve or variances")
-    add("--solver", help="ddim, ddim_stochastic, heun or dpmpp_2m; of " + " and ".join(OF_A_SOLVER))
+    _add_goal(add)
+    _add_output(add)
+
+
+def _add_goal(add):
+    add(
+        "--solver",
+        help="ddim, ddim_stochastic, heun, dpmpp_2m, or what diffusers, k-diffusion, ComfyUI and A1111 call them; of "
+        + " and ".join(OF_A_SOLVER),
+    )
     add("--metric", help="kl or w2: what the error is counted in")
     add("--alpha", type=float, help="directions weigh variance^alpha, in place of --metric (default 0.75)")
     add(
@@ -78,10 +152,23 @@ def _add_schedule(commands):
         action="store_true",
         help="say on stderr which method a solver-aware grid was made by, and why",
     )
+
+
+def _add_output(add):
     add("--sigma-min", type=float, default=0.002, metavar="S", help="default 0.002")
     add("--sigma-max", type=float, default=80.0, metavar="S", help="default 80")
     add("--out", metavar="FILE.json", help="also save it, with its provenance, for load_schedule")
-    add("--format", choices=("text", "json", "python"), default="text", help="of what is printed")
+    _add_format(add)
+
+
+def _add_format(add):
+    add(
+        "--format",
+        choices=FORMATS,
+        default="text",
+        help="of what is printed: one level a line; json with provenance; a Python list; one line with commas; one "
+        "line for ComfyUI's ManualSigmas; t = sigma / (1 + sigma) of flow matching, with commas",
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from entropic._check import as_float64, ascending, check_finite, check_scale, integer, positive
+from entropic.adapters import rows_of, tensors_of
 from entropic.curve import ErrorCurve, eps2_from_edm_loss
 from entropic.files import ArrayStore
 from entropic.identity import content_sha256
@@ -82,8 +83,9 @@ def estimate(
 ):
     """Mean squared error of `denoiser` at noise levels `sigmas`, an `Estimate`; Algorithm 2.
 
-    denoiser(x, sigma), or denoiser(x, sigma, labels) where `labels` (N, ...) are given, maps (B, ...) and a float
-    to (B, ...). x (N, ...) floating, on the denoiser's device; sigmas (n,) ascending, above 0, n >= 4.
+    denoiser(x, sigma), or denoiser(x, sigma, labels) where `labels` are given, maps (B, ...) and a float to (B, ...);
+    labels is a tensor (N, ...), or mappings and tuples of such tensors. x (N, ...) floating, on the denoiser's device;
+    sigmas (n,) ascending, above 0, n >= 4.
     The denoiser gets noisy states of x's dtype, at least float32: x = x0 + sigma z rounded to bfloat16 or float16
     would have other noise than the error is counted for (eps2 up to 5 % off). A network in half precision casts its
     input itself. Its answer may have any real floating dtype; errors and sums are float64. It may write into its
@@ -114,10 +116,11 @@ def estimate(
     seed = integer("seed", seed, 0)
     if samples > len(x):
         raise ValueError(f"samples = {samples}; x has only {len(x)} rows to draw from without replacement")
-    if labels is not None:
+    if isinstance(labels, (np.ndarray, list)):
         labels = torch.as_tensor(labels, device=x.device)
-        if labels.shape[:1] != x.shape[:1]:
-            raise ValueError(f"labels has shape {tuple(labels.shape)}; x has {len(x)} rows")
+    for name, tensor in tensors_of(labels, "labels").items():
+        if tensor.shape[:1] != x.shape[:1]:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; x has {len(x)} rows")
     bases = {} if bases is None else dict(bases)
 
     levels = len(sigma)
@@ -133,7 +136,7 @@ def estimate(
         "seed": seed,
         "common_noise": bool(common_noise),
         "x": _fingerprint("x", x, draws),
-        "labels": None if labels is None else _fingerprint("labels", labels, draws),
+        "labels": _labels(labels, draws),
         "tag": _told(denoiser, tag, store),
     }
     store = ArrayStore(store, key, state, probes=probes, what="an estimate")
@@ -261,7 +264,7 @@ def _normal(stream, n, x):
 
 def _error_at(denoiser, x, rows, noise, sigma, labels):
     x0 = x[rows]
-    given = () if labels is None else (labels[rows],)
+    given = () if labels is None else (rows_of(labels, rows),)
     # Noise and sum in float32 at least, and a sum of its own for each call: the denoiser may write into it.
     exact = torch.promote_types(x.dtype, torch.float32)
     denoised = denoiser(x0.to(exact) + sigma * noise.to(x.device, exact), sigma, *given)
@@ -304,6 +307,12 @@ def _parts(name, basis, error, squared=None):
     if not ((parts.sum(1) - squared).abs() <= 1e-9 * squared).all():
         raise ValueError(f"bases[{name!r}]: its parts do not sum to the squared norm; is it orthonormal?")
     return parts
+
+
+def _labels(labels, draws):
+    """What the store knows the labels by."""
+    found = {name: _fingerprint(name, one, draws) for name, one in tensors_of(labels, "labels").items()}
+    return found.get("labels", found or None)
 
 
 def _fingerprint(name, x, draws):

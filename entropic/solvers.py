@@ -4,17 +4,19 @@ A `Solver` is one rule for a step from sigma to sigma_next in the frame s = 1 (x
 exact law of Gaussian data (`entropic.gaussian`), the searches for a grid (`entropic.placement`) and the exact laws in
 one dimension (`entropic.exact`) all run this rule, so that a new solver is one `Solver` and nothing else.
 
-A denoiser is any callable `denoiser(x, sigma)` with sigma a float that returns E[x0 | x], shaped like x. All samplers
-share one signature: `(denoiser, x, sigmas, *, generator=None, callback=None)`, where x is the state at sigmas[0] and
-the result is the state at sigma 0. They work in x's dtype and on its device; pass float64 to reproduce exact laws. They
-record a graph for autograd only where x requires a gradient. The denoiser gets a copy of the state, and what it
-returns is copied: it may write into its argument and reuse its own memory.
+A denoiser is any callable `denoiser(x, sigma)` with sigma a float that returns E[x0 | x], shaped like x; or
+`denoiser(x, sigma, labels)` where the caller passes `labels`, a condition in whatever form the denoiser takes it. All
+samplers share one signature: `(denoiser, x, sigmas, *, labels=None, generator=None, callback=None)`, where x is the
+state at sigmas[0] and the result is the state at sigma 0. They work in x's dtype and on its device; pass float64 to
+reproduce exact laws. They record a graph for autograd only where x requires a gradient. The denoiser gets a copy of
+the state, and what it returns is copied: it may write into its argument and reuse its own memory.
 """
 
 import cmath
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -105,16 +107,17 @@ class Solver:
         mean, std = self.rule(denoise, x, sigma, sigma_next, denoised, past)
         return Move(mean, std, denoised, ((denoised, sigma), *past)[: self.memory])
 
-    def sample(self, denoiser, x, sigmas, *, generator=None, callback=None):
+    def sample(self, denoiser, x, sigmas, *, labels=None, generator=None, callback=None):
         """The state at sigma 0 that this solver reaches from x at sigmas[0].
 
-        denoiser(x, sigma), x (N, ...) floating, sigmas (n + 1,) descending to 0. `generator`: one torch.Generator, or
+        denoiser(x, sigma), or denoiser(x, sigma, labels) where `labels` are given; x (N, ...) floating, sigmas (n + 1,)
+        descending to 0. `generator`: one torch.Generator, or
         one for each row of x (then no sample depends on the rest of its batch); needed by stochastic solvers only.
         `callback` receives a `Step` after each step. ValueError: x not floating or not finite; sigmas that do not
         descend to 0; a denoiser that returns another shape, no floating tensor, or NaN; a generator that is needed and
         missing.
         """
-        return _walk(self, denoiser, x, sigmas, generator, callback)
+        return _walk(self, denoiser, x, sigmas, labels, generator, callback)
 
     def leading_error(self, u):
         """k(u) = C sigma^(order + 1), where C h^(order + 1) is the relative error of one short step on Gaussian data.
@@ -218,19 +221,39 @@ HEUN = Solver("heun", 2, _heun, evaluations=2)
 DPMPP_2M = Solver("dpmpp_2m", 2, _dpmpp_2m, memory=1)
 
 SOLVERS = {one.name: one for one in (DDIM, STOCHASTIC_DDIM, HEUN, DPMPP_2M)}
-_ALIASES = {"sddim": "ddim_stochastic"}
+# Names of the same schemes elsewhere, without case, spaces, signs and the word "scheduler": diffusers, k-diffusion,
+# ComfyUI, A1111. Euler's ancestral sampler adds the noise of stochastic DDIM.
+_ALIASES = {
+    "sddim": "ddim_stochastic",
+    "ddimstochastic": "ddim_stochastic",
+    "euler": "ddim",
+    "eulerdiscrete": "ddim",
+    "eulera": "ddim_stochastic",
+    "eulerancestral": "ddim_stochastic",
+    "eulerancestraldiscrete": "ddim_stochastic",
+    "heundiscrete": "heun",
+    "dpm2m": "dpmpp_2m",
+    "dpmpp2m": "dpmpp_2m",
+    "dpmsolver2m": "dpmpp_2m",
+    "dpmsolvermultistep": "dpmpp_2m",
+}
 
 
 def find_solver(solver):
-    """The `Solver` of a name ("ddim", "ddim_stochastic" or "sddim", "heun", "dpmpp_2m"), or a `Solver` itself.
+    """The `Solver` of a name, or a `Solver` itself.
 
-    ValueError: an unknown name.
+    Names: "ddim", "ddim_stochastic", "heun", "dpmpp_2m", and those that diffusers, k-diffusion, ComfyUI and A1111 have
+    for them, as "Euler", "euler_ancestral", "DPM++ 2M" or "DPMSolverMultistepScheduler". ValueError: an unknown name.
     """
     if isinstance(solver, Solver):
         return solver
-    found = SOLVERS.get(_ALIASES.get(solver, solver)) if isinstance(solver, str) else None
+    found = None
+    if isinstance(solver, str):
+        plain = re.sub(r"[^a-z0-9]", "", solver.lower().removeprefix("sample_")).removesuffix("scheduler")
+        found = SOLVERS.get(solver) or SOLVERS.get(_ALIASES.get(plain, plain))
     if found is None:
-        raise ValueError(f"solver = {solver!r}; pass one of {sorted([*SOLVERS, *_ALIASES])} or a Solver")
+        names = [*SOLVERS, "euler", "euler_ancestral", "DPM++ 2M"]
+        raise ValueError(f"solver = {solver!r}; pass one of {', '.join(names)} or a Solver")
     return found
 
 
@@ -242,6 +265,7 @@ def sample_ddim(
     x: torch.Tensor,
     sigmas: torch.Tensor,
     *,
+    labels=None,
     generator=None,
     callback: Callable[[Step], object] | None = None,
 ) -> torch.Tensor:
@@ -250,7 +274,7 @@ def sample_ddim(
     x_next = x0_hat + (sigma_next / sigma) (x - x0_hat). `generator` is accepted and not used.
     Arguments and errors as `Solver.sample`. Song et al. 2021, eq. 12 with eta = 0; Karras et al. 2022, section 3.
     """
-    return DDIM.sample(denoiser, x, sigmas, generator=generator, callback=callback)
+    return DDIM.sample(denoiser, x, sigmas, labels=labels, generator=generator, callback=callback)
 
 
 def sample_ddim_stochastic(
@@ -258,6 +282,7 @@ def sample_ddim_stochastic(
     x: torch.Tensor,
     sigmas: torch.Tensor,
     *,
+    labels=None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     callback: Callable[[Step], object] | None = None,
 ) -> torch.Tensor:
@@ -266,7 +291,7 @@ def sample_ddim_stochastic(
     With r = sigma_next / sigma: x_next ~ N(x0_hat + r^2 (x - x0_hat), sigma_next^2 (1 - r^2)).
     Arguments and errors as `Solver.sample`. Song et al. 2021, eqs 12 and 16 with eta = 1.
     """
-    return STOCHASTIC_DDIM.sample(denoiser, x, sigmas, generator=generator, callback=callback)
+    return STOCHASTIC_DDIM.sample(denoiser, x, sigmas, labels=labels, generator=generator, callback=callback)
 
 
 def sample_heun(
@@ -274,6 +299,7 @@ def sample_heun(
     x: torch.Tensor,
     sigmas: torch.Tensor,
     *,
+    labels=None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     callback: Callable[[Step], object] | None = None,
     s_churn: float = 0.0,
@@ -298,7 +324,7 @@ def sample_heun(
             gain = min(s_churn / steps, math.sqrt(2) - 1) if s_min <= sigma <= s_max else 0.0
             return sigma * (1 + gain), s_noise
 
-    return _walk(HEUN, denoiser, x, sigmas, generator, callback, churn)
+    return _walk(HEUN, denoiser, x, sigmas, labels, generator, callback, churn)
 
 
 def sample_dpmpp_2m(
@@ -306,6 +332,7 @@ def sample_dpmpp_2m(
     x: torch.Tensor,
     sigmas: torch.Tensor,
     *,
+    labels=None,
     generator=None,
     callback: Callable[[Step], object] | None = None,
 ) -> torch.Tensor:
@@ -314,21 +341,22 @@ def sample_dpmpp_2m(
     The first step is of first order, and the step to 0 returns x0_hat. `generator` is accepted and not used.
     Arguments and errors as `Solver.sample`. Lu et al. 2022 (arXiv:2211.01095), algorithm 2, in k-diffusion's form.
     """
-    return DPMPP_2M.sample(denoiser, x, sigmas, generator=generator, callback=callback)
+    return DPMPP_2M.sample(denoiser, x, sigmas, labels=labels, generator=generator, callback=callback)
 
 
-def _walk(solver, denoiser, x, sigmas, generator, callback, churn=None):
+def _walk(solver, denoiser, x, sigmas, labels, generator, callback, churn=None):
     """`Solver.sample`; with churn(sigma, steps) -> (raised sigma, scale of the noise) before each step."""
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim == 0:
         raise ValueError(f"x = {_describe(x)}; pass a floating tensor (N, ...), the noisy state at sigmas[0]")
     _check.check_finite("x", x)
     sigmas, past, calls = _check.schedule(sigmas).tolist(), (), 0
     noise = _noise_source(x, generator) if solver.stochastic or churn else None
+    given = () if labels is None else (labels,)
 
     def denoise(x, sigma):
         nonlocal calls
         calls += 1
-        return _check.denoised(denoiser(x.clone(), sigma), x, sigma)
+        return _check.denoised(denoiser(x.clone(), sigma, *given), x, sigma)
 
     with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
         x = x.clone()

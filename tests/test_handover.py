@@ -1,16 +1,31 @@
 """A schedule handed to others' samplers: what takes our sigmas as they are, what needs a turn, and what does not.
 
-Each loop is written as its users write it and must end where ours does, to the rounding of its floats. The data are
-Gaussian, so that every step multiplies a direction by a known factor, and roundings add up to a known bound.
+Each recipe runs the real library and must end where our own sampler does, to the rounding of its floats. The data are
+Gaussian, or the network has random weights. Libraries that are not installed are skipped, and say so.
 """
+
+import copy
+import importlib.util
+import pickle
+import re
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 
+from entropic.adapters import (
+    from_diffusers,
+    to_comfy,
+    to_diffusers,
+    to_flow,
+    to_k_diffusion,
+    to_skrample,
+)
 from entropic.saved import load_schedule, save_schedule
-from entropic.schedules import arctan_sigmas, edm_sigmas, log_sigmas
-from entropic.solvers import sample_ddim, sample_heun
+from entropic.schedules import edm_sigmas, log_sigmas
+from entropic.solvers import sample_ddim, sample_ddim_stochastic, sample_dpmpp_2m, sample_heun
 
 # Of diffusers' own numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -18,16 +33,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 F64 = torch.float64
 DEVIATIONS = torch.tensor([2.0, 0.5, 0.05], dtype=F64)
 N = 16
-# Inside the training table of the schedulers' usual betas, whose sigmas run from 0.01 to 157.
-SCHEDULES = {
-    "edm": edm_sigmas(N, 0.02, 80.0),
-    "log": log_sigmas(N, 0.02, 80.0),
-    "arctan": arctan_sigmas(N, 0.02, 80.0),
-}
 
 
 def denoiser(x, sigma):
-    return x * DEVIATIONS**2 / (DEVIATIONS**2 + sigma**2)
+    return x * DEVIATIONS.to(x) ** 2 / (DEVIATIONS.to(x) ** 2 + sigma**2)
 
 
 def start(sigmas):
@@ -36,342 +45,242 @@ def start(sigmas):
     return DEVIATIONS * noise[0] + sigmas[0] * noise[1]
 
 
-def assert_ends_as(sampler, found, x, sigmas, rounding, operations=12, steps=None):
-    """`found` is the sampler's end from x (or after `steps`), up to `operations` roundings of the state at each step.
+# k-diffusion
 
-    A direction is multiplied by a factor a step: a rounding of its state weighs as much more as the state shrinks.
-    """
-    states = []
-    expected = sampler(denoiser, x, sigmas, callback=lambda step: states.append(step.x))
-    *states, expected = [*states, expected][: None if steps is None else steps + 1]
-    shrunk = torch.stack(
-        [before / after for before, after in zip(states, [*states[1:], expected], strict=True)]
+
+@pytest.fixture(name="k_sampling", scope="module")
+def _k_sampling():
+    """The module k_diffusion.sampling itself, without the rest of its package, which needs dozens of others."""
+    found = importlib.util.find_spec("k_diffusion")
+    if found is None:
+        pytest.skip(
+            "k-diffusion is not installed: pip install --no-deps k-diffusion torchsde torchdiffeq trampoline"
+        )
+    package = types.ModuleType("k_diffusion")
+    package.__path__ = list(found.submodule_search_locations)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "k_diffusion", package)
+        try:
+            from torchvision.transforms import functional  # noqa: F401
+        except (ImportError, RuntimeError):  # k_diffusion.utils turns images with it, which no sampler does
+            for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
+                patch.setitem(sys.modules, name, types.ModuleType(name))
+            sys.modules["torchvision.transforms"].functional = sys.modules[
+                "torchvision.transforms.functional"
+            ]
+        from k_diffusion import sampling
+
+        for name in [name for name in sys.modules if name.startswith("k_diffusion.")]:
+            del sys.modules[name]
+    return sampling
+
+
+def float32_network(x, sigma, **_):
+    """As networks are: it fails on another dtype, as a matrix product with its weights would."""
+    assert x.dtype == torch.float32 and sigma.dtype == torch.float32
+    return denoiser(x, sigma[:, None])
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [("sample_euler", sample_ddim), ("sample_heun", sample_heun), ("sample_dpmpp_2m", sample_dpmpp_2m)],
+)
+def test_k_diffusion_ends_where_our_samplers_do(k_sampling, name, sampler):
+    for n in (5, N):
+        sigmas = edm_sigmas(n, 0.02, 80.0)
+        x = start(sigmas)
+        single = getattr(k_sampling, name)(float32_network, x.float(), to_k_diffusion(sigmas), disable=True)
+        assert single.dtype == torch.float32
+        # lambda = -log sigma and the states in float32: some roundings of 2^-24 of numbers below 10
+        torch.testing.assert_close(single.double(), sampler(denoiser, x, sigmas), rtol=2e-5, atol=1e-5)
+        double = getattr(k_sampling, name)(
+            lambda x, sigma: denoiser(x, sigma[:, None]), x, to_k_diffusion(sigmas, F64), disable=True
+        )
+        torch.testing.assert_close(double, sampler(denoiser, x, sigmas), rtol=1e-11, atol=1e-11)
+
+
+def test_ancestral_euler_of_k_diffusion_is_stochastic_ddim(k_sampling):
+    sigmas = edm_sigmas(6, 0.02, 80.0)
+    draw = torch.Generator().manual_seed(2)
+    found = k_sampling.sample_euler_ancestral(
+        lambda x, sigma: denoiser(x, sigma[:, None]),
+        start(sigmas),
+        to_k_diffusion(sigmas, F64),
+        disable=True,
+        noise_sampler=lambda *_: torch.randn(8, 3, generator=draw, dtype=F64),
     )
-    each = torch.as_tensor(operations, dtype=F64).expand(len(states))
-    bound = rounding * expected.abs() * torch.einsum("s,s...->...", each, shrunk.abs())
-    excess = (found.double() - expected).abs() / bound
-    assert (excess <= 1).all(), excess.max()
+    ours = sample_ddim_stochastic(denoiser, start(sigmas), sigmas, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(found, ours, rtol=1e-11, atol=1e-11)
 
 
-HALF_ULP, HALF_ULP32 = 2.0**-53, 2.0**-24
+@pytest.mark.parametrize("name", ["sample_euler", "sample_heun", "sample_euler_ancestral", "sample_lms"])
+def test_float32_networks_get_float32(k_sampling, name):
+    """With sigmas of float64 these samplers call a float32 network with float64."""
+    sigmas = edm_sigmas(N, 0.02, 80.0)
+    sample, x = getattr(k_sampling, name), start(sigmas).float()
+    assert sample(float32_network, x, to_k_diffusion(sigmas), disable=True).isfinite().all()
+    with pytest.raises(AssertionError):
+        sample(float32_network, x, sigmas, disable=True)
 
 
-# k-diffusion, and whatever else takes a descending tensor that ends in 0, as ComfyUI's SIGMAS
+def test_levels_that_a_dtype_cannot_tell_apart_are_refused():
+    close = torch.tensor([2.0, 1.0 + 1e-4, 1.0, 0.0], dtype=F64)
+    assert to_k_diffusion(close).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"sigmas\[1:3\] = \[1.0001, 1.0\] are the same in torch.float16"):
+        to_k_diffusion(close, torch.float16)
+    with pytest.raises(ValueError, match=r"sigmas\[0\] = 1000000.0 is infinite in torch\.float16"):
+        to_k_diffusion(torch.tensor([1e6, 1.0, 0.0]), torch.float16)
+    with pytest.raises(ValueError, match="append 0"):
+        to_k_diffusion(close[:-1])
 
 
-def sample_euler(model, x, sigmas):
-    """The Euler sampler as k-diffusion's users have it."""
-    for i in range(len(sigmas) - 1):
-        denoised = model(x, sigmas[i] * x.new_ones([x.shape[0]]))
-        d = (x - denoised) / sigmas[i]
-        x = x + d * (sigmas[i + 1] - sigmas[i])
-    return x
+def test_a_saved_schedule_is_handed_over_as_it_was_made(tmp_path):
+    save_schedule(tmp_path / "s.json", log_sigmas(N))
+    assert torch.equal(to_k_diffusion(load_schedule(tmp_path / "s.json")[0], F64), log_sigmas(N))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_a_k_diffusion_loop_takes_the_tensor_as_it_is(tmp_path, name):
-    save_schedule(tmp_path / "s.json", SCHEDULES[name])
-    sigmas, _ = load_schedule(tmp_path / "s.json")
-    x = start(sigmas)
-    found = sample_euler(lambda x, sigma: denoiser(x, sigma[:, None]), x, sigmas)
-    assert_ends_as(sample_ddim, found, x, sigmas, HALF_ULP)
-    # Users' states are float32, and then the float64 sigmas, each of no dimension, leave them so.
-    single = sample_euler(lambda x, sigma: denoiser(x, sigma[:, None]).float(), x.float(), sigmas)
-    assert single.dtype == torch.float32
-    assert_ends_as(sample_ddim, single, x, sigmas, HALF_ULP32)
-
-
-# diffusers
+# diffusers: `to_diffusers` against loops as its pipelines have them
 
 
 @pytest.fixture(name="diffusers", scope="module")
 def _diffusers():
-    """The package, with torchvision masked where it does not load: no scheduler needs it, but the import would fail."""
-    package = pytest.importorskip("diffusers")
-    from diffusers.utils import import_utils
+    """The package, with torchvision masked where it does not load: no scheduler needs it, but imports would fail."""
+    if importlib.util.find_spec("diffusers") is None:
+        pytest.skip("diffusers is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            import torchvision  # noqa: F401
+        except (ImportError, RuntimeError):
+            patch.setitem(sys.modules, "torchvision", None)
+        import diffusers
+        from diffusers.utils import import_utils
 
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        import_utils._torchvision_available = False
-    return package
-
-
-def table(scheduler):
-    """The training sigmas, ascending, in the float32 that the schedulers keep."""
-    return (((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** 0.5).double()
+        if sys.modules["torchvision"] is None:
+            patch.setattr(import_utils, "_torchvision_available", False)
+        yield diffusers
 
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+VARIANCE_PRESERVING = ("DPMSolverMultistep", "UniPCMultistep", "DEISMultistep")  # whose state is s x
 
 
-class Network:
-    """A Gaussian's denoiser as a trained network: it takes the scaled state and a time of 0..999, not sigma."""
+def network_of(scheduler):
+    """The Gaussian as a trained network: it takes the scaled state and a time of 0..999, not sigma."""
+    alphas = scheduler.alphas_cumprod.double()
+    log_sigma = (((1 - alphas) / alphas).log() / 2).numpy()
+    kind = scheduler.config.prediction_type
 
-    def __init__(self, scheduler):
-        self.log_sigma = table(scheduler).log().numpy()
-        self.kind = scheduler.config.prediction_type
-        self.calls = 0
-
-    def __call__(self, x, t):
-        self.calls += 1
-        sigma = float(np.exp(np.interp(float(t), np.arange(len(self.log_sigma)), self.log_sigma)))
-        x = x * (sigma**2 + 1) ** 0.5
+    def network(y, t):
+        sigma = float(np.exp(np.interp(float(t), np.arange(len(log_sigma)), log_sigma)))
+        x = y * (sigma**2 + 1) ** 0.5
         denoised = denoiser(x, sigma)
-        return denoised if self.kind == "sample" else (x - denoised) / sigma
+        if kind == "sample":
+            return denoised
+        noise = (x - denoised) / sigma
+        return noise if kind == "epsilon" else (noise - sigma * denoised) / (sigma**2 + 1) ** 0.5
 
-    def roundings(self):
-        """What a time in float32 adds: 2 dlog(sigma) of a denoised state, dlog(sigma) = dt dlog(sigma)/dt."""
-        t = np.arange(1, len(self.log_sigma))
-        return 2 * float((t * np.diff(self.log_sigma)).max())
-
-
-def sample(scheduler, network, x):
-    """The loop of diffusers' pipelines."""
-    for t in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(x, t)
-        x = scheduler.step(network(scaled, t), t, x).prev_sample
-    return x
+    return network
 
 
-@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-@pytest.mark.parametrize("kind", ["epsilon", "sample"])
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_euler_discrete_takes_all_values_with_the_terminal_0(diffusers, name, kind, spacing):
-    sigmas = SCHEDULES[name]
-    scheduler = diffusers.EulerDiscreteScheduler(prediction_type=kind, timestep_spacing=spacing)
-    scheduler.set_timesteps(sigmas=sigmas.tolist())
-    assert torch.equal(scheduler.sigmas, sigmas.float()) and len(scheduler.timesteps) == N
-    network, x = Network(scheduler), start(sigmas)
-    found = sample(scheduler, network, x)
-    assert network.calls == N
-    assert_ends_as(sample_ddim, found, x, sigmas, HALF_ULP32, 12 + network.roundings())
-
-
-def test_euler_discrete_starts_from_one_of_two_laws(diffusers):
-    """Pipelines draw init_noise_sigma N(0, I): sigma_max, or with "leading" that of unit data, noised."""
-    sigmas = SCHEDULES["edm"]
-    for spacing, expected in (("linspace", 80.0), ("trailing", 80.0), ("leading", (80.0**2 + 1) ** 0.5)):
-        scheduler = diffusers.EulerDiscreteScheduler(timestep_spacing=spacing)
-        scheduler.set_timesteps(sigmas=sigmas.tolist())
-        assert float(scheduler.init_noise_sigma) == pytest.approx(expected, rel=4 * HALF_ULP32)
-
-
-def test_euler_discrete_lets_our_sigmas_rule_over_its_options(diffusers):
-    options = {
-        "use_karras_sigmas": True,
-        "final_sigmas_type": "sigma_min",
-        "interpolation_type": "log_linear",
-    }
-    scheduler = diffusers.EulerDiscreteScheduler(**options)
-    scheduler.set_timesteps(sigmas=SCHEDULES["log"].tolist())
-    assert torch.equal(scheduler.sigmas, SCHEDULES["log"].float())
-
-
-def test_euler_discrete_without_the_terminal_0_leaves_noise(diffusers):
-    """It adds no 0 and says nothing: one step is lost, and the end is a state at sigma_min."""
-    sigmas = SCHEDULES["log"]
-    scheduler = diffusers.EulerDiscreteScheduler()
-    scheduler.set_timesteps(sigmas=sigmas[:-1].tolist())
-    assert len(scheduler.timesteps) == N - 1
-    network, x = Network(scheduler), start(sigmas)
-    found = sample(scheduler, network, x)
-    assert_ends_as(sample_ddim, found, x, sigmas, HALF_ULP32, 12 + network.roundings(), steps=N - 1)
-
-
-def test_euler_discrete_takes_what_no_sampler_should(diffusers):
-    """It checks no order; `save_schedule` and our samplers do."""
-    upwards = SCHEDULES["log"].flip(0)
-    scheduler = diffusers.EulerDiscreteScheduler()
-    scheduler.set_timesteps(sigmas=upwards.tolist())
-    assert torch.equal(scheduler.sigmas, upwards.float())
-    with pytest.raises(ValueError, match="append 0"):
-        sample_ddim(denoiser, start(upwards), upwards)
-
-
-def test_euler_discrete_tells_the_network_no_time_beyond_its_table(diffusers):
-    """Sigmas outside the training table are stepped through, but the network hears the table's end, 999 or 0.
-
-    Where the first two lie above it, the scheduler finds its time twice and takes the second: it skips a step and
-    fails at the end, unless told where to begin. So choose sigma_min and sigma_max inside the table.
-    """
-    scheduler = diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION)
-    inside = table(scheduler)[[0, -1]].tolist()
-    assert inside == pytest.approx([0.0292, 14.61], rel=2e-3)
-    sigmas = edm_sigmas(N)
-    scheduler.set_timesteps(sigmas=sigmas.tolist())
-    assert torch.equal(scheduler.sigmas, sigmas.float())
-    times = scheduler.timesteps
-    assert (times[sigmas[:-1] > inside[1]] == 999).all() and (times[sigmas[:-1] < inside[0]] == 0).all()
-    assert (times == 999).sum() > 1 and (times == 0).sum() > 1
-    x = start(sigmas)
-    with pytest.raises(IndexError):
-        sample(scheduler, Network(scheduler), x)
-    scheduler.set_timesteps(sigmas=sigmas.tolist())
-    scheduler.set_begin_index(0)
-    found = sample(scheduler, lambda scaled, t: _epsilon(scaled, scheduler), x)
-    assert_ends_as(sample_ddim, found, x, sigmas, HALF_ULP32)
-
-
-def _epsilon(scaled, scheduler):
-    """The noise, by a network that is told sigma itself."""
-    sigma = float(scheduler.sigmas[scheduler.step_index])
-    x = scaled * (sigma**2 + 1) ** 0.5
-    return (x - denoiser(x, sigma)) / sigma
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSinglestepScheduler",
-        "EDMDPMSolverMultistepScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-    ],
-)
-def test_schedulers_that_know_no_sigmas(diffusers, name):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'sigmas'"):
-        getattr(diffusers, name)().set_timesteps(sigmas=SCHEDULES["edm"].tolist())
-
-
-def test_uni_pc_takes_sigmas_of_flows_only(diffusers):
-    with pytest.raises(ValueError, match="use_flow_sigmas=True"):
-        diffusers.UniPCMultistepScheduler().set_timesteps(sigmas=SCHEDULES["edm"].tolist())
-
-
-def times_of(sigmas, scheduler):
-    """The fractional times at which a scheduler that takes `timesteps` finds our sigmas."""
-    known = table(scheduler).numpy()
-    return np.interp(sigmas[:-1].numpy(), known, np.arange(len(known)))
-
-
-HEUN = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_heun_discrete_takes_sigmas_as_fractional_times(diffusers, name):
-    """It interpolates its table linearly at `timesteps`, in float: inside the table the inverse hands over any grid."""
-    sigmas = SCHEDULES[name]
-    scheduler = diffusers.HeunDiscreteScheduler(**HEUN)
-    scheduler.set_timesteps(timesteps=times_of(sigmas, scheduler))
-    taken = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1::2]])
-    assert torch.equal(scheduler.sigmas[1:-1:2], scheduler.sigmas[2::2])
-    # A time is rounded to float32, and sigma rises by `slope` a unit of it; then sigma is.
-    times, known = times_of(sigmas, scheduler), table(scheduler)
-    slope = known.diff()[times.astype(int).clip(max=998)]
-    bound = HALF_ULP32 * (1.01 * sigmas[:-1] + slope * torch.from_numpy(times))
-    assert taken[-1] == 0 and ((taken.double() - sigmas)[:-1].abs() <= bound).all()
-    x = start(sigmas)
-    found = sample(scheduler, lambda scaled, t: _epsilon(scaled, scheduler), x)
-    assert_ends_as(sample_heun, found, x, taken.double(), HALF_ULP32, 24)
-
-
-def test_heun_discrete_clamps_what_is_beyond_its_table(diffusers):
-    """Its own betas end at sigma 25 and begin at 0.03: the grid's ends are others than asked for, without a word."""
-    scheduler = diffusers.HeunDiscreteScheduler()
-    sigmas = SCHEDULES["edm"]
-    scheduler.set_timesteps(timesteps=times_of(sigmas, scheduler))
-    low, high = table(scheduler)[[0, -1]].tolist()
-    assert (scheduler.sigmas[0].item(), scheduler.sigmas[-2].item()) == pytest.approx((high, low))
-    assert high < 26 and low > 0.02
-
-
-def test_dpm_solver_multistep_snaps_to_its_table(diffusers):
-    """Its `timesteps` become whole: rounded by us, else cut off. Its sigmas are the table's, near ours."""
-    sigmas = SCHEDULES["log"]
-    scheduler = diffusers.DPMSolverMultistepScheduler()
-    known, times = table(scheduler), times_of(sigmas, scheduler)
-    for whole in (times, np.rint(times)):
-        scheduler.set_timesteps(timesteps=whole)
-        index = whole.astype(np.int64)
-        assert scheduler.timesteps.dtype == torch.int64 and scheduler.timesteps.tolist() == index.tolist()
-        torch.testing.assert_close(scheduler.sigmas[:-1].double(), known[index], rtol=4 * HALF_ULP32, atol=0)
-    miss = (scheduler.sigmas[:-1].double() / sigmas[:-1] - 1).abs()
-    assert 0.005 < miss.max() < 0.2
-
-
-def test_dpm_solver_multistep_makes_nan_of_a_level_twice(diffusers):
-    """Levels closer than its table's become one, and it divides by the step of length 0: drop the duplicates."""
-    scheduler = diffusers.DPMSolverMultistepScheduler(**STABLE_DIFFUSION)
-    sigmas = log_sigmas(32, *table(scheduler)[[0, -1]].tolist())
-    times = np.rint(times_of(sigmas, scheduler))
-    for taken, finite in ((times, False), (np.unique(times)[::-1], True)):
-        scheduler.set_timesteps(timesteps=taken.copy())
-        assert (np.diff(taken) < 0).all() == finite
-        assert sample(scheduler, Network(scheduler), start(sigmas)).isfinite().all() == finite
-
-
-# diffusers, by another road: flows and EDM
-
-
-def flow_sigmas(sigmas):
-    """Our sigmas in flow matching's time, sigma / (1 + sigma), without the 0 that its schedulers append."""
-    return (sigmas / (1 + sigmas))[:-1].tolist()
-
-
-def velocity(x, t):
+def flow_network(y, t):
     """noise - x0 of a flow matching network, whose state is (1 - tau) x0 + tau noise at t = 1000 tau."""
     tau = float(t) / 1000
-    x, sigma = x / (1 - tau), tau / (1 - tau)
+    x, sigma = y / (1 - tau), tau / (1 - tau)
     denoised = denoiser(x, sigma)
     return (x - denoised) / sigma - denoised
 
 
-def sample_flow(scheduler, x):
+def walk(scheduler, network, x):
+    """The loop of diffusers' pipelines."""
     for t in scheduler.timesteps:
-        x = scheduler.step(velocity(x, t), t, x).prev_sample
-    return x
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(network(scaled, t), t, x).prev_sample
+    return x.double()
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_flow_match_euler_takes_flow_sigmas_if_it_does_not_shift(diffusers, name):
-    """Deterministic DDIM is the same in any time: Euler in tau ends where Euler in sigma does."""
-    sigmas = SCHEDULES[name]
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
-    scheduler.set_timesteps(sigmas=flow_sigmas(sigmas))
-    assert scheduler.sigmas[-1] == 0 and len(scheduler.timesteps) == N
+def handed(diffusers, name, sigmas, **config):
+    """The end of a scheduler's walk along `sigmas` from `start(sigmas)`, in our frame."""
+    scheduler = to_diffusers(getattr(diffusers, f"{name}Scheduler")(**STABLE_DIFFUSION | config), sigmas)
+    scheduler.set_timesteps(len(sigmas) - 1)  # as a pipeline does
     x = start(sigmas)
-    found = sample_flow(scheduler, x / (1 + sigmas[0]))
-    # tau is rounded, twice: in sigma that is dtau / (tau (1 - tau)), relatively.
-    assert_ends_as(sample_ddim, found, x, sigmas, HALF_ULP32, 12 + 4 * (1 + sigmas[:-1]))
+    if name in VARIANCE_PRESERVING:
+        x = x / (1 + sigmas[0] ** 2) ** 0.5
+    return walk(scheduler, network_of(scheduler), x)
 
 
-def test_flow_match_euler_shifts_our_sigmas_again(diffusers):
-    tau = torch.tensor(flow_sigmas(SCHEDULES["edm"]), dtype=F64)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    scheduler.set_timesteps(sigmas=tau.tolist())
-    shifted = 3 * tau / (1 + 2 * tau)
-    torch.testing.assert_close(scheduler.sigmas[:-1].double(), shifted, rtol=8 * HALF_ULP32, atol=0)
-    # So the way round is to undo it beforehand.
-    scheduler.set_timesteps(sigmas=(tau / (3 - 2 * tau)).tolist())
-    torch.testing.assert_close(scheduler.sigmas[:-1].double(), tau, rtol=16 * HALF_ULP32, atol=0)
+def inside(n):
+    return edm_sigmas(n, 0.03, 14.6)
 
 
-def test_uni_pc_takes_flow_sigmas_but_tells_whole_times(diffusers):
-    sigmas = SCHEDULES["edm"]
-    scheduler = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
-    scheduler.set_timesteps(sigmas=np.array(flow_sigmas(sigmas)))
-    tau = torch.tensor(flow_sigmas(sigmas), dtype=F64)
-    assert torch.equal(scheduler.sigmas, torch.cat([tau, torch.zeros(1)]).float())
-    assert scheduler.timesteps.tolist() == (1000 * tau).long().tolist()
+# sigma in float32 at the network's ear, and lambda in float32 in the solver: some roundings of a state of order 10
+CLOSE = {"rtol": 2e-6, "atol": 2e-6}
+SAME = {"EulerDiscrete": sample_ddim, "HeunDiscrete": sample_heun, "DPMSolverMultistep": sample_dpmpp_2m}
 
 
-def test_edm_euler_takes_a_ramp_and_no_sigmas(diffusers):
-    """What it calls sigmas is where on its own rho = 7 ramp to step; a ramp can be made for any grid."""
-    sigmas = SCHEDULES["log"]
-    scheduler = diffusers.EDMEulerScheduler(sigma_min=0.02, sigma_max=80.0, rho=7.0)
-    scheduler.set_timesteps(sigmas=sigmas)
-    assert not (scheduler.sigmas.diff() < 0).all()
-    high, low = 80.0 ** (1 / 7), 0.02 ** (1 / 7)
-    scheduler.set_timesteps(sigmas=(high - sigmas[:-1] ** (1 / 7)) / (high - low))
-    torch.testing.assert_close(scheduler.sigmas.double(), sigmas, rtol=2 * HALF_ULP32, atol=0)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("name", SAME)
+def test_schedulers_end_where_our_samplers_do(diffusers, name, spacing, kind):
+    for n in (5, 16):
+        found = handed(diffusers, name, inside(n), timestep_spacing=spacing, prediction_type=kind)
+        torch.testing.assert_close(found, SAME[name](denoiser, start(inside(n)), inside(n)), **CLOSE)
+
+
+OPTIONS = {
+    "EulerDiscrete": [
+        {"use_karras_sigmas": True},
+        {"final_sigmas_type": "sigma_min"},
+        {"interpolation_type": "log_linear"},
+    ],
+    "HeunDiscrete": [{"use_karras_sigmas": True}, {"use_exponential_sigmas": True}],
+    "DPMSolverMultistep": [
+        {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"},
+        {"lower_order_final": False, "final_sigmas_type": "sigma_min"},
+        {"euler_at_final": True},
+        {"use_lu_lambdas": True},
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, one) for name in OPTIONS for one in OPTIONS[name]])
+def test_the_grid_rules_over_a_scheduler_s_options(diffusers, name, options):
+    found = handed(diffusers, name, inside(16), **options)
+    torch.testing.assert_close(found, SAME[name](denoiser, start(inside(16)), inside(16)), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["UniPCMultistep", "DEISMultistep", "LMSDiscrete"])
+def test_schedulers_of_other_formulas_converge_on_our_grids(diffusers, name):
+    """Their formulas are theirs. On n levels of ours they come as near to the exact end as 2M does, or nearer."""
+    for n in (16, 32):
+        sigmas = inside(n)
+        x = start(sigmas)
+        exact = x * DEVIATIONS / (DEVIATIONS**2 + sigmas[0] ** 2).sqrt()
+        ends = (
+            handed(diffusers, name, sigmas),
+            sample_dpmpp_2m(denoiser, x, sigmas),
+            sample_ddim(denoiser, x, sigmas),
+        )
+        found, second, first = (float((end - exact).square().mean().sqrt()) for end in ends)
+        assert found < second < 0.3 * first
+
+
+def test_ancestral_euler_is_stochastic_ddim(diffusers):
+    """From the same stream of noise: it draws one in the last step, too, and multiplies it by 0."""
+    sigmas, stream = inside(8), torch.Generator().manual_seed(5)
+    scheduler = to_diffusers(diffusers.EulerAncestralDiscreteScheduler(**STABLE_DIFFUSION), sigmas)
+    network, x = network_of(scheduler), start(sigmas)
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t)
+        x = scheduler.step(network(scaled, t), t, x, generator=stream).prev_sample
+    ours = sample_ddim_stochastic(denoiser, start(sigmas), sigmas, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(x.double(), ours, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["EDMEuler", "EDMDPMSolverMultistep"])
+def test_schedulers_of_edm(diffusers, name):
+    sigmas = edm_sigmas(N, 0.02, 60.0)
+    scheduler = to_diffusers(getattr(diffusers, f"{name}Scheduler")(), sigmas)
+    assert torch.equal(scheduler.sigmas, sigmas.float())
 
     def network(scaled, t):
         sigma, data = float((4 * t.double()).exp()), scheduler.config.sigma_data
@@ -379,12 +288,248 @@ def test_edm_euler_takes_a_ramp_and_no_sigmas(diffusers):
         c_skip, c_out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2) ** 0.5
         return (denoiser(x, sigma) - c_skip * x) / c_out
 
+    sampler = sample_ddim if name == "EDMEuler" else sample_dpmpp_2m
+    found = walk(scheduler, network, start(sigmas))
+    torch.testing.assert_close(found, sampler(denoiser, start(sigmas), sigmas), rtol=1e-5, atol=1e-5)
+
+
+FLOWS = {
+    "FlowMatchEulerDiscrete": [
+        {},
+        {"shift": 3.0},
+        {"use_dynamic_shifting": True},
+        {"shift": 3.0, "shift_terminal": 0.02},
+        {"use_karras_sigmas": True},
+    ],
+    "FlowMatchHeunDiscrete": [{}, {"shift": 3.0}],
+    "DPMSolverMultistep": [
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    ],
+    "UniPCMultistep": [{"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}],
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, one) for name in FLOWS for one in FLOWS[name]])
+def test_flow_schedulers_neither_shift_nor_stretch_the_grid(diffusers, name, options):
+    sigmas = edm_sigmas(N, 0.02, 80.0)
+    scheduler = to_diffusers(getattr(diffusers, f"{name}Scheduler")(**options), sigmas)
+    scheduler.set_timesteps(N, mu=1.15)
+    tau = to_flow(sigmas)
+    kept = (
+        scheduler.sigmas if "Heun" not in name else torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1::2]])
+    )
+    torch.testing.assert_close(kept.double(), tau, rtol=1e-7, atol=0)
     x = start(sigmas)
-    # Its time is log(sigma) / 4 in float32: |log(sigma)| < 5 roundings of sigma.
-    assert_ends_as(sample_ddim, sample(scheduler, network, x), x, sigmas, HALF_ULP32, 24 + 2 * 5)
+    # pure noise z at t[0] is t[0] z: with x = sigma z this is (1 - t[0]) x
+    assert scheduler.init_noise_sigma == pytest.approx(float((1 - tau[0]) * sigmas[0]), rel=1e-6)
+    found = walk(scheduler, flow_network, (1 - tau[0]) * x)
+    if name == "FlowMatchEulerDiscrete":
+        torch.testing.assert_close(found, sample_ddim(denoiser, x, sigmas), rtol=1e-5, atol=1e-5)
+    elif name == "DPMSolverMultistep":
+        torch.testing.assert_close(found, sample_dpmpp_2m(denoiser, x, sigmas), rtol=1e-4, atol=1e-4)
+    else:
+        exact = x * DEVIATIONS / (DEVIATIONS**2 + sigmas[0] ** 2).sqrt()
+        ddim = sample_ddim(denoiser, x, sigmas)
+        assert (found - exact).square().mean() < 0.3 * (ddim - exact).square().mean()
 
 
-def test_edm_euler_with_exponential_sigmas_ignores_the_ramp(diffusers):
-    scheduler = diffusers.EDMEulerScheduler(sigma_min=0.02, sigma_max=80.0, sigma_schedule="exponential")
-    scheduler.set_timesteps(sigmas=SCHEDULES["edm"][:-1])
-    torch.testing.assert_close(scheduler.sigmas.double(), SCHEDULES["log"], rtol=1e-6, atol=0)
+def test_a_handed_scheduler_is_a_copy_and_can_be_copied(diffusers):
+    own = diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION)
+    own.set_timesteps(7)
+    before = own.timesteps.clone()
+    given = to_diffusers(own, inside(5))
+    again = copy.deepcopy(given)
+    for one in (given, again, pickle.loads(pickle.dumps(given))):
+        one.set_timesteps(5)
+        assert torch.equal(one.sigmas, inside(5).float())
+        assert isinstance(one, diffusers.EulerDiscreteScheduler)
+    assert torch.equal(own.timesteps, before)
+    again.sigmas.zero_()
+    given.set_timesteps(5)
+    assert torch.equal(given.sigmas, inside(5).float())
+    own.set_timesteps(9)
+    assert len(own.timesteps) == 9
+
+
+def test_a_handed_scheduler_walks_twice_alike(diffusers):
+    for name in SAME:
+        scheduler = to_diffusers(getattr(diffusers, f"{name}Scheduler")(**STABLE_DIFFUSION), inside(8))
+        network, ends = network_of(scheduler), []
+        for _ in range(2):
+            scheduler.set_timesteps(8)
+            ends.append(walk(scheduler, network, start(inside(8))))
+        assert torch.equal(*ends)
+
+
+def test_another_number_of_steps_is_refused(diffusers):
+    scheduler = to_diffusers(diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION), inside(5))
+    with pytest.raises(ValueError, match=r"num_inference_steps = 50; .* a grid of 5 levels: pass 5"):
+        scheduler.set_timesteps(50)
+    with pytest.raises(ValueError, match="of 5 levels"):
+        scheduler.set_timesteps(sigmas=[3.0, 2.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "said"),
+    [
+        ("DDIM", {}, "whole training times; EulerDiscreteScheduler"),
+        ("DDPM", {}, "whole training times; EulerAncestral"),
+        ("PNDM", {}, "equal training times"),
+        ("DPMSolverSinglestep", {}, "DPMSolverMultistepScheduler takes a grid"),
+        ("KDPM2Discrete", {}, "levels of its own"),
+        ("LCM", {}, "not known here"),
+        (
+            "DPMSolverMultistep",
+            {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
+            r"dpmsolver\+\+",
+        ),
+        ("UniPCMultistep", {"solver_type": "bh1"}, "bh2"),
+        ("FlowMatchEulerDiscrete", {"invert_sigmas": True}, "invert_sigmas"),
+    ],
+)
+def test_a_scheduler_that_cannot_take_a_grid_is_refused_with_the_reason(diffusers, name, config, said):
+    with pytest.raises(ValueError, match=said):
+        to_diffusers(getattr(diffusers, f"{name}Scheduler")(**config), inside(5))
+
+
+def test_grids_that_do_not_fit_are_refused(diffusers):
+    scheduler = diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION)
+    with pytest.raises(ValueError, match=r"sigma = 80.0 lies outside its training table, 0.0291\d* to 14.61"):
+        to_diffusers(scheduler, edm_sigmas(N))
+    close = torch.tensor([10.0, 1.0 + 1e-9, 1.0, 0.0], dtype=F64)
+    with pytest.raises(ValueError, match=r"are the same in torch\.float32"):
+        to_diffusers(scheduler, close)
+    with pytest.raises(ValueError, match="does not descend"):
+        to_diffusers(scheduler, [*inside(5).flip(0)[1:].tolist(), 0.0])
+
+
+# diffusers: real pipelines with networks of random weights
+
+
+@pytest.fixture(name="pipelines", scope="module")
+def _pipelines(diffusers):
+    pytest.importorskip("transformers")
+    return diffusers
+
+
+def stable_diffusion(diffusers, scheduler):
+    """The pipeline of Stable Diffusion, without its text encoder: embeddings are given."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        norm_num_groups=4,
+        attention_head_dim=2,
+    )
+    vae = diffusers.AutoencoderKL(block_out_channels=[4], latent_channels=4, norm_num_groups=2)
+    without = dict.fromkeys(
+        ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
+    )
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=vae, unet=unet.eval(), scheduler=scheduler, requires_safety_checker=False, **without
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", SAME)
+def test_the_pipeline_of_stable_diffusion_with_guidance(pipelines, name):
+    own = getattr(pipelines, f"{name}Scheduler")(**STABLE_DIFFUSION, steps_offset=1)
+    pipe = stable_diffusion(pipelines, own)
+    generator = torch.Generator().manual_seed(1)
+    text, without = (torch.randn(2, 7, 16, generator=generator) for _ in range(2))
+    noise = torch.randn(2, 4, 8, 8, generator=generator)
+    denoise = from_diffusers(pipe.unet, own, guidance=4.0, unconditional={"encoder_hidden_states": without})
+    sigmas = edm_sigmas(10, denoise.sigma_min, denoise.sigma_max)
+    pipe.scheduler = to_diffusers(own, sigmas)
+    found = pipe(
+        prompt_embeds=text,
+        negative_prompt_embeds=without,
+        num_inference_steps=10,
+        guidance_scale=4.0,
+        latents=noise.clone(),
+        output_type="latent",
+    ).images
+    x = noise * float(pipe.scheduler.init_noise_sigma)
+    if name in VARIANCE_PRESERVING:
+        x = x * float((1 + sigmas[0] ** 2) ** 0.5)
+    ours = SAME[name](denoise, x, sigmas, labels={"encoder_hidden_states": text})
+    assert (found - ours).abs().max() <= 1e-5 * ours.abs().max()
+
+
+def test_the_pipeline_of_stable_diffusion_3(pipelines):
+    torch.manual_seed(0)
+    transformer = pipelines.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=8,
+        out_channels=4,
+        pos_embed_max_size=8,
+    )
+    vae = pipelines.AutoencoderKL(block_out_channels=[4], latent_channels=4, norm_num_groups=2)
+    own = pipelines.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    without = {
+        f"{what}{number}": None for what in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")
+    }
+    pipe = pipelines.StableDiffusion3Pipeline(
+        transformer=transformer.eval(), vae=vae, scheduler=own, **without
+    )
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(1)
+    text, pooled = torch.randn(1, 5, 16, generator=generator), torch.randn(1, 8, generator=generator)
+    noise = torch.randn(1, 4, 8, 8, generator=generator)
+    sigmas = edm_sigmas(6, 0.02, 80.0)
+    pipe.scheduler = to_diffusers(own, sigmas)
+    found = pipe(
+        prompt_embeds=text,
+        pooled_prompt_embeds=pooled,
+        num_inference_steps=6,
+        guidance_scale=1.0,
+        latents=pipe.scheduler.init_noise_sigma * noise,
+        height=8 * pipe.vae_scale_factor,
+        width=8 * pipe.vae_scale_factor,
+        output_type="latent",
+    ).images
+    denoise = from_diffusers(transformer, own)
+    labels = {"encoder_hidden_states": text, "pooled_projections": pooled}
+    ours = sample_ddim(denoise, noise * float(sigmas[0]), sigmas, labels=labels)
+    assert (found - ours).abs().max() <= 1e-4 * ours.abs().max()
+
+
+# ComfyUI, skrample
+
+
+def test_comfy_reads_what_is_written():
+    """Its node finds the numbers with this pattern, to which 1e-05 is 1 and -05."""
+    sigmas = torch.tensor([123456.7, 14.614641, 0.3, 1.25e-5, 0.0], dtype=F64)
+    text = to_comfy(sigmas)
+    read = [float(one) for one in re.findall(r"[-+]?(?:\d*\.*\d+)", text)]
+    assert read == sigmas.tolist() and "e" not in text
+
+
+def test_skrample_takes_the_points():
+    scheduling = pytest.importorskip("skrample.scheduling", reason="skrample needs Python 3.12")
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=F64).square()
+    alphas = (1 - betas).cumprod(0)
+    found = to_skrample(inside(8), alphas).schedule_np(8)
+    ratio = found[:, 1] / found[:, 2]
+    np.testing.assert_allclose(ratio, inside(8)[:-1], rtol=1e-12)
+    table = ((1 - alphas) / alphas).sqrt().numpy()
+    np.testing.assert_allclose(
+        np.interp(found[:, 0], np.arange(1000), np.log(table)), np.log(ratio), rtol=1e-9
+    )
+    np.testing.assert_allclose(found[:, 1] ** 2 + found[:, 2] ** 2, 1, rtol=1e-12)
+    flow = to_skrample(inside(8))
+    np.testing.assert_allclose(flow.schedule_np(8)[:, 1], to_flow(inside(8))[:-1], rtol=1e-12)
+    assert scheduling.schedule_lru(flow, 8) == flow.schedule(8)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entropic.curve import ErrorCurve
+from entropic.estimate import estimate
 from entropic.saved import curve_sha256, load_curve, load_schedule, save_curve, save_schedule
 from entropic.schedules import edm_sigmas, rescaled_sigmas
 from tests.conftest import ROOT
@@ -358,25 +359,21 @@ def test_a_curve_that_cannot_be_kept_is_named(tmp_path, call, words):
     assert words in str(error.value) and not os.listdir(tmp_path)
 
 
-def test_the_page_s_own_lines_run(tmp_path, monkeypatch):
-    """The first two blocks of the practitioners' page, as they are printed, on data whose denoiser is known."""
-    page = (ROOT / "book" / "practice.md").read_text("utf-8")
-    five, keep = re.findall(r"```python\n(.*?)```", page, re.S)[:2]
+def test_the_lines_of_advice_run():
+    """The Python blocks of the page *Which schedule for whom*, as they are printed, on data whose denoiser is known."""
     spread = torch.arange(1, 17, dtype=torch.float64) ** -0.5
-    x = spread * torch.randn(500, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    names = {"x": x, "denoiser": lambda x, sigma: x / (1 + (sigma / spread) ** 2)}
-    monkeypatch.chdir(tmp_path)
-    exec(five, names)
-    assert len(names["sigmas"]) == 11 and names["sigmas"][-1] == 0
-    before = names["sigmas"]
-    exec(keep, names)
-    assert torch.equal(names["sigmas"], before) and names["provenance"]["solver"] == "heun"
-    assert {path.name for path in tmp_path.iterdir()} == {"curve.npz", "schedule.json"}
+    curve = estimate(
+        lambda x, sigma: x / (1 + (sigma / spread) ** 2),
+        spread * torch.randn(500, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        edm_sigmas(64).flip(0)[1:],
+        samples=64,
+        common_noise=False,
+    ).curve()
     advice = json.loads((ROOT / "notebooks" / "which_schedule.ipynb").read_text("utf-8"))
     prose = "\n".join("".join(cell["source"]) for cell in advice["cells"] if cell["cell_type"] == "markdown")
     lines = re.findall(r"```python\n(.*?)```", prose, re.S)
     assert len(lines) == 2
-    names |= {"n": 4, "curve": names["found"].curve(), "variances": spread.square()}
+    names = {"n": 4, "curve": curve, "variances": spread.square()}
     for line in lines:
-        exec("from entropic import gaussian_optimal_sigmas\n" + line, names)
+        exec("from entropic import gaussian_optimal_sigmas, solver_aware_sigmas\n" + line, names)
         assert len(names["sigmas"]) == 5 and names["sigmas"][-1] == 0

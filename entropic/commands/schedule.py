@@ -1,4 +1,4 @@
-"""`entropic schedule NAME -n 16 ...`: the sigmas of a schedule, for use anywhere."""
+"""`entropic schedule NAME -n 16 ...` and `entropic place -n 16 ...`: the sigmas of a schedule, for use anywhere."""
 
 import io
 import math
@@ -12,9 +12,10 @@ import torch
 
 from entropic import _check, placement, schedules
 from entropic.commands import CLOSED_FORMS, OF_A_SOLVER, OF_DATA
+from entropic.commands.convert import formatted
 from entropic.curve import ErrorCurve
 from entropic.gaussian import goal_of
-from entropic.saved import load_curve, save_schedule, schedule_text
+from entropic.saved import load_curve, save_schedule
 
 _MOST = 100_000
 _LARGEST_ALPHA = 100
@@ -36,7 +37,7 @@ def run(arguments):
     sigmas, told = _made(arguments)
     if arguments.out:
         save_schedule(arguments.out, sigmas, **told)
-    print(_formatted(sigmas, told, arguments.format), flush=True)
+    print(formatted(sigmas, told, arguments.format), flush=True)
 
 
 def _made(arguments):
@@ -210,11 +211,3 @@ def _filled(path, numbers):
     if not numbers.numel():
         raise ValueError(f"{path} holds no number")
     return _check.check_finite("variances", numbers)
-
-
-def _formatted(sigmas, told, style):
-    if style == "json":
-        return schedule_text(sigmas, **told).rstrip("\n")
-    if style == "python":
-        return f"sigmas = {sigmas.tolist()}"
-    return "\n".join(map(repr, sigmas.tolist()))

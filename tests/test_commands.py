@@ -1,0 +1,163 @@
+"""`entropic estimate`, `place` and `convert`, one after the other, as on a command line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from entropic import __main__ as cli
+from entropic import edm_sigmas, plan
+from entropic.adapters import to_flow
+from entropic.estimate import estimate
+from entropic.saved import load_curve, load_schedule
+from tests.test_handover import STABLE_DIFFUSION, _diffusers, _pipelines, stable_diffusion  # noqa: F401
+
+F64 = torch.float64
+DENOISER = """
+import torch
+
+def own(x, sigma, labels=None):
+    found = x * 0.25 / (0.25 + sigma**2)
+    return found if labels is None else found + 0 * labels[:, None]
+
+class Ranged:
+    sigma_min, sigma_max = 0.05, 20.0
+    def __call__(self, x, sigma):
+        return own(x, sigma)
+
+ranged = Ranged()
+"""
+
+
+def run(capsys, *words):
+    code = cli.main([str(word) for word in words])
+    assert code == 0
+    return capsys.readouterr()
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(word) for word in words])
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path, monkeypatch):
+    """A folder with a denoiser of the user's and states for it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"mine_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(DENOISER)
+    x = 0.5 * torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
+    np.save("x.npy", x.numpy())
+    np.savez("both.npz", x=x.numpy(), labels=np.arange(100))
+    return name, x
+
+
+def test_from_a_network_to_a_grid_in_three_commands(capsys, folder):
+    name, x = folder
+    words = ["--levels", 24, "--samples", 50, "--out", "curve.npz"]
+    said = run(capsys, "estimate", "--denoiser", f"{name}:own", "--data", "x.npy", *words).err
+    assert "1,200 calls" in said and "entropic place" in said
+    kept = load_curve("curve.npz")
+    denoise = __import__(name).own
+    levels = edm_sigmas(24)[:-1].flip(0)
+    found = estimate(denoise, x, levels, samples=50, batch=32, common_noise=False).curve()
+    assert torch.equal(kept.curve.eps2, found.eps2)
+    assert kept.provenance["network"] == f"{name}:own" and kept.provenance["samples"] == 50
+
+    printed = run(
+        capsys, "place", "-n", 6, "--curve", "curve.npz", "--solver", "Euler", "--out", "grid.json"
+    ).out
+    sigmas = torch.tensor([float(line) for line in printed.split()], dtype=F64)
+    assert torch.equal(sigmas, plan(6, found, "ddim", sigma_min=0.002, sigma_max=80.0).sigmas)
+    assert torch.equal(load_schedule("grid.json")[0], sigmas)
+
+    flow = run(capsys, "convert", "grid.json", "--format", "flow").out
+    assert [float(one) for one in flow.split(", ")] == to_flow(sigmas).tolist()
+    for style in ("comma", "comfy"):
+        text = run(capsys, "convert", "grid.json", "--format", style).out
+        assert [float(one) for one in text.split(", ")] == sigmas.tolist()
+    assert (
+        eval(run(capsys, "convert", "grid.json", "--format", "python").out.split("=")[1]) == sigmas.tolist()
+    )
+    again = run(capsys, "convert", "grid.json", "--format", "json").out
+    Path("again.json").write_text(again)
+    assert torch.equal(load_schedule("again.json")[0], sigmas)
+
+
+def test_a_network_s_own_range_and_labels(capsys, folder):
+    name, _ = folder
+    run(
+        capsys, "estimate", "--denoiser", f"{name}:ranged", "--data", "x.npy", "--levels", 8, "--out", "a.npz"
+    )
+    curve = load_curve("a.npz").curve
+    assert curve.sigma[[0, -1]].tolist() == pytest.approx([0.05, 20.0])
+    words = ["--levels", 8, "--sigma-max", 10, "--out", "b.npz"]
+    run(capsys, "estimate", "--denoiser", f"{name}:own", "--data", "both.npz", *words)
+    assert load_curve("b.npz").curve.sigma[[0, -1]].tolist() == pytest.approx([0.002, 10.0])
+
+
+def test_a_log_costs_no_call(capsys, tmp_path):
+    from entropic.images.networks import training_log
+
+    run(capsys, "estimate", "--log", training_log("fashion-mnist"), "--out", tmp_path / "log.npz")
+    assert len(load_curve(tmp_path / "log.npz").curve.sigma) > 20
+
+
+def test_the_network_of_this_package(capsys, tmp_path):
+    words = ["--levels", 4, "--samples", 2, "--out", tmp_path / "shipped.npz"]
+    run(capsys, "estimate", "--network", "fashion-mnist", *words)
+    assert load_curve(tmp_path / "shipped.npz").curve.dim == 784
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_pipeline_and_its_prompts(capsys, tmp_path, monkeypatch, pipelines):
+    own = pipelines.DPMSolverMultistepScheduler(**STABLE_DIFFUSION, steps_offset=1)
+    pipe = stable_diffusion(pipelines, own)
+
+    def encode(prompt, *_, **__):
+        seed = sum(map(ord, prompt))
+        return torch.randn(1, 7, 16, generator=torch.Generator().manual_seed(seed)), torch.zeros(1, 7, 16)
+
+    monkeypatch.setattr(pipe, "encode_prompt", encode)
+    monkeypatch.setattr(pipe, "check_inputs", lambda *_, **__: None)
+    monkeypatch.setattr("entropic.images.pipelines.load_pipeline", lambda folder, device: pipe)
+    (tmp_path / "prompts.txt").write_text("a cat\n\na dog\na house\n")
+    words = ["--prompts", tmp_path / "prompts.txt", "--steps", 3, "--levels", 6, "--out", tmp_path / "sd.npz"]
+    said = run(capsys, "estimate", "--pipeline", "a folder", "--guidance", 1.0, *words).err
+    assert "3 samples took 9 calls" in said and "18 calls" in said
+    curve = load_curve(tmp_path / "sd.npz")
+    assert curve.curve.sigma[[0, -1]].tolist() == pytest.approx([0.0291675, 14.6146], rel=1e-4)
+    assert curve.provenance["data"] == "3 samples of its own"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "pass one of --denoiser, --network, --pipeline, --log, not 0"),
+        (["--network", "fashion-mnist", "--log", "x"], "not 2"),
+        (["--denoiser", "no_such_module:x", "--data", "x.npy"], "MODULE:NAME"),
+        (["--denoiser", "json:nothing", "--data", "x.npy"], "MODULE:NAME"),
+        (["--denoiser", "json:loads"], "--data FILE"),
+        (["--network", "fashion-mnist", "--data", "x.npy"], "--data belongs to --denoiser"),
+        (["--pipeline", "x"], "--prompts FILE"),
+        (["--denoiser", "json:loads", "--data", "words.npz"], "it must hold x"),
+        (["--denoiser", "json:loads", "--data", "broken.npy"], "no whole .npy"),
+        (["--log", "missing.jsonl"], "missing.jsonl"),
+    ],
+)
+def test_what_cannot_be_estimated_is_named(capsys, folder, words, said):
+    np.savez("words.npz", y=np.zeros(3))
+    with open("broken.npy", "wb") as f:
+        f.write(b"\x93NUMPY and no more")
+    assert said in refused(capsys, "estimate", *words, "--out", "c.npz")
+    assert "ends in .npz" in refused(capsys, "estimate", "--network", "fashion-mnist", "--out", "c.json")
+
+
+def test_a_file_that_is_no_schedule_is_named(capsys, tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    assert "was not written by save_schedule" in refused(capsys, "convert", tmp_path / "x.json")
+    assert "invalid choice" in refused(capsys, "convert", tmp_path / "x.json", "--format", "yaml")
