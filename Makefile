@@ -135,7 +135,7 @@ clean:  ## remove what was built (the environment stays)
 # Without a GPU, torch is first looked for where its wheel has no CUDA: 4 GB less. Where that fails, the lock decides.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
-.venv/installed: requirements.lock pyproject.toml
+.venv/installed: requirements.lock requirements-no-deps.lock pyproject.toml
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo 'Python 3.10 to 3.13 is needed; name one: make BASE_PYTHON=python3.12 ...'; exit 2; }
 	@echo "Making .venv from requirements.lock (a few minutes, once)"
@@ -144,6 +144,7 @@ PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 	  grep -E '^(torch|torchvision)==' requirements.lock > .venv/torch.txt; \
 	  $(PIP) --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) -r .venv/torch.txt 2>/dev/null || true; fi
 	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps -r requirements-no-deps.lock
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@# A notebook that is run by hand, in any folder, finds what the notebooks share.
 	@.venv/bin/python -c 'import pathlib, sys, sysconfig; \

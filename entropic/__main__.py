@@ -155,8 +155,10 @@ def _add_goal(add):
 
 
 def _add_output(add):
-    add("--sigma-min", type=float, default=0.002, metavar="S", help="default 0.002")
-    add("--sigma-max", type=float, default=80.0, metavar="S", help="default 80")
+    add(
+        "--sigma-min", type=float, metavar="S", help="default: the curve's lowest level, or 0.002 without one"
+    )
+    add("--sigma-max", type=float, metavar="S", help="default: the curve's highest level, or 80 without one")
     add("--out", metavar="FILE.json", help="also save it, with its provenance, for load_schedule")
     _add_format(add)
 

@@ -65,8 +65,14 @@ def integer(name, value, minimum):
     return int(value)
 
 
-def sigma_range(sigma_min, sigma_max):
-    """Return both ends as floats; ValueError unless 0 < sigma_min < sigma_max."""
+def sigma_range(sigma_min, sigma_max, sigma=None):
+    """Return both ends as floats; ValueError unless 0 < sigma_min < sigma_max.
+
+    An end that is None is that of the ascending levels `sigma` of a curve.
+    """
+    if sigma is not None:
+        sigma_min = sigma[0] if sigma_min is None else sigma_min
+        sigma_max = sigma[-1] if sigma_max is None else sigma_max
     low, high = positive("sigma_min", sigma_min), positive("sigma_max", sigma_max)
     if low >= high:
         raise ValueError(f"sigma_min = {low} is not below sigma_max = {high}; swap or widen them")
@@ -125,19 +131,34 @@ def mean_square(name, value):
     return value
 
 
-def denoised(answer, x, sigma):
-    """Return a copy of what a denoiser answered for x, in x's dtype; ValueError unless it is real and shaped like x."""
+def denoised(answer, x, sigma, where=""):
+    """Return a copy of what a denoiser answered for x, in x's dtype; ValueError unless real, finite, shaped like x.
+
+    `where`: words before the level in the message, such as the step of a sampler. What the last check costs beside a
+    call of the denoiser: one pass over the answer and, on a GPU, one wait until the answer is there. Some tens of
+    microseconds pass before the GPU has work again.
+    """
     if not isinstance(answer, torch.Tensor):
         raise ValueError(
-            f"denoiser returned a {type(answer).__name__} at sigma = {sigma}; it must return a tensor"
+            f"denoiser returned a {type(answer).__name__} at {where}sigma = {sigma}; it must return a tensor"
         )
     if answer.shape != x.shape:
         raise ValueError(
             f"denoiser returned shape {tuple(answer.shape)} for x of shape {tuple(x.shape)}; they must agree"
         )
     if not answer.is_floating_point():
-        raise ValueError(f"denoiser returned {answer.dtype} at sigma = {sigma}; it must return real numbers")
-    return answer.to(dtype=x.dtype, device=x.device, copy=True)
+        raise ValueError(
+            f"denoiser returned {answer.dtype} at {where}sigma = {sigma}; it must return real numbers"
+        )
+    answer = answer.to(dtype=x.dtype, device=x.device, copy=True)
+    finite = torch.isfinite(answer)
+    if not finite.all():
+        bad = int((~finite).flatten(1).any(1).sum()) if x.ndim > 1 else int((~finite).sum())
+        raise ValueError(
+            f"denoiser returned NaN or infinity at {where}sigma = {sigma}, in {bad} of {len(x)} rows; look at its "
+            f"argument there, of type {x.dtype}, and at its weights"
+        )
+    return answer
 
 
 def multiplicity(value, count):

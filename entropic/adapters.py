@@ -413,10 +413,13 @@ def to_skrample(sigmas, table=None):
     """The skrample schedule of these n levels, for samplers that take n steps.
 
     table: as in `from_epsilon`, for a network of a discrete VP process; None for flow matching, times 0 to 1000.
-    ValueError: levels outside the table. ImportError: the package skrample is missing (it needs Python 3.12).
+    ValueError: levels outside the table. ModuleNotFoundError: skrample is missing (it needs Python 3.12).
     """
-    from skrample.common import Point
-    from skrample.scheduling import FixedSchedule, FlowMatching, VariancePreserving
+    try:
+        from skrample.common import Point
+        from skrample.scheduling import FixedSchedule, FlowMatching, VariancePreserving
+    except ModuleNotFoundError as error:
+        raise _check.not_installed(error, "skrample") from error
 
     if table is None:
         t, space = to_flow(sigmas)[:-1], FlowMatching()

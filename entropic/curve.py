@@ -8,11 +8,12 @@ shapes.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
 
-from entropic._check import as_float64, ascending, integer, levels, mean_square, positive
+from entropic._check import SLACK, as_float64, ascending, integer, levels, mean_square, positive
 from entropic.times import POWER, Time, cumulative, power_of, spline_increments
 from entropic.types import Numbers
 
@@ -94,6 +95,8 @@ def eps2_from_v_loss(loss, sigma):
 
 # From errors to time
 
+_BEYOND = 4.0  # standard errors: chance alone exceeds them at one level in 30,000
+
 
 class Tails(NamedTuple):
     """Bounds (lower, upper) of the part of phi below sigma[0] and of the part above sigma[-1]."""
@@ -107,7 +110,13 @@ class ErrorCurve:
 
     sigma (n,) ascends and is above 0, n >= 4. eps2 (n,) is at least 0, as is stderr (n,) where it is given.
     `directions` (n, m) are the parts of eps2 along directions of the data space; `spectral` needs them. `dim` (D) and
-    `total_variance` (the trace of the data's covariance) give the bounds of `tails`.
+    `total_variance` (V, the trace of the data's covariance) give the bounds of `tails`.
+
+    The best denoiser errs by no more than a constant, the mean of the data, and by no more than the identity:
+    eps2 <= min(V, D sigma^2), as far as V and D are given. A network may be worse, and everything that is derived from
+    the curve takes it for the best. So where eps2 exceeds that bound by more than 4 standard errors (by more than
+    rounding, 2.4e-7, where it has none), the bound is taken for it, and a UserWarning names the levels. The standard
+    error, the covariance and the directions of such a level are scaled by the same factor as its eps2.
 
     All that is derived from the curve, except `spectral`, is linear in eps2, so that a standard error of w @ eps2 is
     exact. There are three cases. The errors of the levels are independent: pass `stderr`. They are correlated: pass
@@ -149,6 +158,24 @@ class ErrorCurve:
         self.total_variance = None if total_variance is None else positive("total_variance", total_variance)
         self.common_samples = bool(common_samples)
         self.directions = None if directions is None else self._split(directions)
+        self._cap()
+
+    def __repr__(self):
+        said = [
+            f"{len(self.sigma)} levels from {self.sigma[0]:.4g} to {self.sigma[-1]:.4g}",
+            f"eps2 {self.eps2[0]:.4g} to {self.eps2[-1]:.4g}",
+        ]
+        if self.dim is not None:
+            said.append(f"dim {self.dim}")
+        if self.total_variance is not None:
+            said.append(f"total_variance {self.total_variance:.4g}")
+        if self.covariance is not None:
+            said.append("covariance")
+        elif self.stderr is not None:
+            said.append("stderr of common samples" if self.common_samples else "stderr")
+        if self.directions is not None:
+            said.append(f"{self.directions.shape[1]} directions")
+        return f"ErrorCurve({', '.join(said)})"
 
     def entropic(self, rule: str = "spline") -> Time:
         """Entropic time: phi(sigma) = H[x_0 | x] less its value at sigma[0], nats; eq. 14. See `time`."""
@@ -290,6 +317,43 @@ class ErrorCurve:
             )
         return directions
 
+    def _cap(self):
+        """Scale the levels at which eps2 is beyond its bound to the bound, and warn of them."""
+        variance = math.inf if self.total_variance is None else self.total_variance
+        identity = (math.inf if self.dim is None else self.dim) * self.sigma.square()
+        bound = identity.clamp_max(variance)
+        allowed = SLACK * bound
+        if self.stderr is not None:
+            allowed = allowed.maximum(_BEYOND * self.stderr)
+        above = self.eps2 > bound + allowed
+        if not above.any():
+            return
+        told, times = [], self.eps2 / bound
+        for which, words in (
+            (
+                above & (identity >= variance),
+                f"total_variance = {variance:g}, so that the network is worse there than a constant, the data's mean",
+            ),
+            (
+                above & (identity < variance),
+                "dim * sigma^2, so that the network is worse there than one that returns its input",
+            ),
+        ):
+            if which.any():
+                told.append(
+                    f"at sigma = {_listed(self.sigma[which])} it is up to {times[which].max():.3g} times {words}"
+                )
+        warnings.warn(
+            f"eps2 is above what any good denoiser has: {'; '.join(told)}. The bound is taken for it at these levels, "
+            "since the best denoiser has no larger error; train the network longer there, or lower the range",
+            stacklevel=3,
+        )
+        factor = torch.where(above, bound / self.eps2, 1.0)
+        self.eps2 = torch.where(above, bound, self.eps2)
+        self.stderr = None if self.stderr is None else factor * self.stderr
+        self.covariance = None if self.covariance is None else factor * self.covariance * factor[:, None]
+        self.directions = None if self.directions is None else factor[:, None] * self.directions
+
     def _combine(self, weights):
         """Standard error of each row of weights @ eps2."""
         if self.covariance is not None:
@@ -298,6 +362,13 @@ class ErrorCurve:
         if self.common_samples:
             return weights.abs() @ self.stderr
         return (weights.square() @ self.stderr.square()).sqrt()
+
+
+def _listed(sigma):
+    """Noise levels in words: all of a few, else the ends and the number."""
+    if len(sigma) <= 4:
+        return ", ".join(f"{one:.3g}" for one in sigma.tolist())
+    return f"{sigma[0]:.3g} to {sigma[-1]:.3g} ({len(sigma)} levels)"
 
 
 def _covariance(value, n):

@@ -24,7 +24,8 @@ class Estimate(NamedTuple):
 
     sigma (n,); errors (samples, n), the squared error of each sample at each level; rows (samples, n), the rows
     of x that they are of; directions: by name of a basis, mean squared errors (n, m) and their standard
-    errors (n, m); dim D.
+    errors (n, m); dim D; total_variance V, the trace of the covariance of the rows of x that were drawn, or None where
+    it says too little: of fewer than 16 rows, or of rows that are all alike.
     """
 
     sigma: torch.Tensor
@@ -32,6 +33,15 @@ class Estimate(NamedTuple):
     rows: torch.Tensor
     directions: dict
     dim: int
+    total_variance: float | None = None
+
+    def __repr__(self):
+        drawn = len(self.rows.unique())
+        parts = "".join(f", directions {name!r}" for name in self.directions)
+        return (
+            f"Estimate({len(self.sigma)} levels from {self.sigma[0]:.4g} to {self.sigma[-1]:.4g}, dim {self.dim}, "
+            f"{len(self.errors)} samples a level from {drawn} rows{parts})"
+        )
 
     @property
     def eps2(self):
@@ -53,14 +63,19 @@ class Estimate(NamedTuple):
         return deviation.T @ deviation / (samples * (samples - 1))
 
     def curve(self, basis=None, total_variance=None):
-        """The `ErrorCurve`, its directions those of `basis` (a name) if given."""
+        """The `ErrorCurve`, its directions those of `basis` (a name) if given.
+
+        It knows `dim` and `total_variance` (that of the estimate unless given), and so takes min(V, D sigma^2) for an
+        error that is beyond it, with a warning; see `ErrorCurve`. `errors` and `eps2` stay as they were measured. V
+        and the errors are of the same rows: what chance adds to the one it adds to the other.
+        """
         if basis is not None and basis not in self.directions:
             raise ValueError(f"basis = {basis!r}; this estimate has {sorted(self.directions)}")
         return ErrorCurve(
             self.sigma,
             self.eps2,
             dim=self.dim,
-            total_variance=total_variance,
+            total_variance=self.total_variance if total_variance is None else total_variance,
             covariance=self.covariance,
             directions=None if basis is None else self.directions[basis][0],
         )
@@ -102,9 +117,15 @@ def estimate(
     computes. A damaged store is computed anew, and a folder that cannot be written is left, each with a warning.
     Noise depends on seed, level and row only; `batch` changes no draw, only the order of float64 sums.
 
+    A network that predicts something else is found out after the first 32 samples of each level, by no further call: a
+    denoiser returns x0 where there is little noise, and not its input where there is much. Below a fifth of the data's
+    standard deviation (D sigma^2 <= V / 25) the constant mean errs by V and the identity by V / 25; an error above
+    V / 2 at all these levels is no denoiser's. Nor is an answer that holds the noise once at all levels far above it.
+    The message says what the answers are like: noise, v, a velocity, a score, a constant, x, or none of these.
+
     ValueError: bad arguments; pixels in [0, 1] or from 0 to 255 for an image network of this package; a store of
     other arguments, or a file that is no store; a denoiser that cannot be told by content, with a store and no tag; a
-    denoiser that returns NaN, another shape, or no real floating tensor.
+    denoiser that returns NaN, another shape, or no real floating tensor; a network that is no denoiser of these data.
     """
     sigma = ascending(as_float64("sigmas", sigmas).cpu(), 4)
     if not torch.is_tensor(x) or not x.is_floating_point() or x.ndim < 2:
@@ -141,6 +162,9 @@ def estimate(
     }
     store = ArrayStore(store, key, state, probes=probes, what="an estimate")
 
+    total, drawn_rows = _variance(x, draws)
+    seen = _Seen(sigma, x[0].numel(), total) if total > 0 else None
+
     # Every level counts its finished samples, so that a run may stop anywhere and go on with another batch.
     done, errors = state["done"], state["errors"]
     bar = tqdm(total=levels * samples, initial=int(done.sum()), disable=not progress, unit="call")
@@ -152,6 +176,8 @@ def estimate(
                 if drawn is None or not common_noise:
                     drawn = draws[0 if common_noise else k].take(start, stop, x)
                 error, squared = _error_at(denoiser, x, *drawn, sigma[k].item(), labels)
+                if seen is not None:
+                    seen.add(k, error, x[drawn[0]], drawn[1])
                 errors[start:stop, k] = squared.cpu().numpy()
                 for name, basis in bases.items():
                     parts = _parts(name, basis, error, squared)
@@ -160,6 +186,9 @@ def estimate(
                 done[k] = stop
                 store.save()
                 bar.update(stop - start)
+            if seen is not None and seen.count.min() >= min(_ENOUGH, samples):
+                seen.judge()
+                seen = None
     store.save(now=True)
 
     directions = {}
@@ -168,7 +197,8 @@ def estimate(
         variance = (square - mean.square()).clamp_min(0) / (samples - 1)
         directions[name] = (mean, variance.sqrt())
     rows = torch.from_numpy(np.stack([draw.rows for draw in draws], 1)).expand(-1, levels)
-    return Estimate(sigma, torch.from_numpy(errors), rows, directions, x[0].numel())
+    known = total > 0 and drawn_rows >= _FEWEST_ROWS
+    return Estimate(sigma, torch.from_numpy(errors), rows, directions, x[0].numel(), total if known else None)
 
 
 # From a training log
@@ -235,6 +265,108 @@ def curve_from_logvar(network, sigmas):
     with torch.no_grad():
         loss = dim * network.logvar(sigma).double().cpu().exp()
     return ErrorCurve(sigma, eps2_from_edm_loss(loss, sigma, network.sigma_data), dim=dim)
+
+
+# What a network predicts
+
+_ENOUGH = 32  # samples of each level, before it is said what a network predicts
+_FLAT = 1e-3  # of the variance of data or noise: answers that vary less do not depend on x
+_FEWEST_ROWS = 16  # of which a variance is taken for that of the data
+# For each prediction: the adapter that makes a denoiser of it, and (p, q) such that D(x; sigma) = p x + q answer.
+_PREDICTIONS = {
+    "the data": (None, lambda s: (0 * s, 0 * s + 1)),
+    "the noise": ("from_epsilon", lambda s: (0 * s + 1, -s)),
+    "v = alpha noise - beta x0": ("from_v", lambda s: (1 / (1 + s**2), -s / (1 + s**2).sqrt())),
+    "a velocity, noise - x0": ("from_flow", lambda s: (1 / (1 + s), -s / (1 + s))),
+    "a velocity, x0 - noise": ("from_flow", lambda s: (1 / (1 + s), s / (1 + s))),
+    "the score, -noise / sigma": ("from_score", lambda s: (0 * s + 1, s**2)),
+    "the score of x / sqrt(1 + sigma^2)": ("from_score", lambda s: (0 * s + 1, s**2 / (1 + s**2).sqrt())),
+}
+
+
+class _Seen:
+    """What the first answers at each level are made of: sums of products of x0, noise and answer, float64.
+
+    A kind of prediction is judged by the error of the denoiser that it implies. The exact denoiser has the least error
+    of all functions of x at every level, so an exact network of one kind errs more when it is taken for another.
+    """
+
+    def __init__(self, sigma, dim, variance):
+        self.sigma, self.dim, self.variance = sigma, dim, variance
+        self.count = np.zeros(len(sigma), np.int64)
+        self.products = torch.zeros(len(sigma), 3, 3, dtype=torch.float64)
+        self.flat = torch.ones(len(sigma), dtype=torch.bool)  # whether the answers were all alike so far
+
+    def add(self, k, error, x0, noise):
+        """The answers, error + x0, at level k."""
+        x0 = x0.double()
+        answer = error + x0
+        parts = torch.stack([x0, noise.to(x0), answer]).flatten(1)
+        self.products[k] += (parts @ parts.T).cpu()
+        spread = (answer - answer.mean(0)).square().sum() / max(1, len(x0) - 1)
+        self.flat[k] &= len(x0) > 1 and spread.item() <= _FLAT * min(self.variance, self.dim)
+        self.count[k] += len(x0)
+
+    def judge(self):
+        """ValueError where the answers are no denoiser's."""
+        if self.count.min() * self.dim < _ENOUGH:
+            return
+        sigma, identity, variance = self.sigma, self.dim * self.sigma.square(), self.variance
+        each = self.products / torch.from_numpy(self.count)[:, None, None]
+
+        def squared(p, q, target):
+            """Mean squared norm (n,) of p x + q answer - target x0."""
+            form = torch.stack([p - target, p * sigma, 0 * p + q], 1)
+            return (each * form[:, :, None] * form[:, None, :]).sum((1, 2)).clamp_min(0)
+
+        errors = {name: squared(*make(sigma), 1) for name, (_, make) in _PREDICTIONS.items()}
+        low, high = identity <= variance / 25, identity >= 4 * variance
+        lost = low & (errors["the data"] > variance / 2)
+        if not (low.any() and (lost == low).all()):
+            # A denoiser's answer holds eps2 / (D sigma) <= V / (D sigma) times the noise; noise, a velocity and the
+            # score of VP hold it once. What a poor denoiser leaves of it grows with sigma, and so is not between 0.6
+            # and 1.4 at levels that are more than 1.4 / 0.6 apart.
+            left = (torch.linalg.pinv(each[:, :2, :2], hermitian=True) @ each[:, :2, 2:])[:, 1, 0]
+            lost = high & (sigma >= 4 * variance / self.dim)
+            once = ((left.abs() - 1).abs() < 0.4) & (left.sign() == left[-1].sign())
+            if not (lost.any() and once[lost].all() and sigma[lost][-1] > 2.4 * sigma[lost][0]):
+                one = torch.ones_like(sigma)
+                if high.any() and (squared(-one, one, 0) <= identity / 100)[high].all():
+                    raise ValueError(
+                        f"denoiser returns its input, noise and all, at sigma = {sigma[high][0]:.3g} and above; pass "
+                        "a function of (x, sigma) that returns the expected data"
+                    )
+                return
+        misses = {}
+        for name, (_, make) in _PREDICTIONS.items():
+            # Beside its bound an error of a tenth in the answer is forgiven: some are multiplied at high noise.
+            forgiven = squared(make(sigma)[0], 0, 1) / 100
+            misses[name] = (
+                ((errors[name] + forgiven) / (identity.clamp_max(variance) + forgiven)).log().mean()
+            )
+        best = min(misses, key=misses.get)
+        if self.flat.all():
+            says = (
+                "What it returns does not depend on x: are its weights loaded? If it predicts v, which is 0 for data "
+                "of unit variance in every direction, wrap it by entropic.adapters.from_v"
+            )
+        elif best != "the data" and misses[best] <= math.log(2):
+            # Of data far smaller than the noise, which is of variance 1, the noise and a velocity are nearly the same.
+            alike = [name for name in misses if misses[name] < misses[best] + 0.01 and name != "the data"]
+            wrap = dict.fromkeys(f"entropic.adapters.{_PREDICTIONS[name][0]}" for name in alike)
+            says = f"What it returns looks like {' or '.join(alike)}: wrap it by {' or '.join(wrap)}"
+        else:
+            says = (
+                "Nor does it return noise, v, a velocity or a score in the frame x = x0 + sigma noise: check the "
+                "scale of x, what it expects for sigma, and its weights; if it predicts one of these in a frame of "
+                "its own, wrap it by from_epsilon, from_v, from_flow or from_score of entropic.adapters"
+            )
+        k = int(lost.nonzero()[0])
+        raise ValueError(
+            f"denoiser does not return the data: at sigma = {sigma[k]:.3g} it errs by eps2 = "
+            f"{errors['the data'][k]:.3g}, where the data's mean errs by {variance:.3g} and x itself by "
+            f"{identity[k]:.3g}. {says}"
+        )
 
 
 # Pieces of the above
@@ -313,6 +445,15 @@ def _labels(labels, draws):
     """What the store knows the labels by."""
     found = {name: _fingerprint(name, one, draws) for name, one in tensors_of(labels, "labels").items()}
     return found.get("labels", found or None)
+
+
+def _variance(x, draws):
+    """The total variance of the rows of x that were drawn, and their number."""
+    rows = torch.from_numpy(np.unique(np.stack([draw.rows for draw in draws]))).to(x.device)
+    x = x.detach()
+    mean = sum(x[part].double().sum(0) for part in rows.split(1024)) / len(rows)
+    total = sum((x[part].double() - mean).square().sum().item() for part in rows.split(1024))
+    return total / (len(rows) - 1), len(rows)
 
 
 def _fingerprint(name, x, draws):

@@ -89,6 +89,12 @@ class Plan:
     spread: float | None
     evidence: str
 
+    def __repr__(self):
+        return (
+            f"Plan({len(self.sigmas) - 1} levels from {self.sigmas[0]:.4g} to {self.sigmas[-2]:.4g}, then 0; "
+            f"method {self.method}, solver {self.solver}, goal {self.goal}; explain() says why)"
+        )
+
     def explain(self) -> str:
         """The choice in a few lines of text."""
         lines = [
@@ -107,8 +113,8 @@ def plan(
     curve: ErrorCurve,
     solver: str | Solver = "ddim",
     goal: Goal | None = None,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     *,
     multiplicity: Numbers | None = None,
     method: str = "auto",
@@ -118,12 +124,12 @@ def plan(
 ) -> Plan:
     """The `Plan` of n levels, then 0, that suit a solver and a goal, from an `ErrorCurve` that covers their range.
 
-    solver: a name or a `Solver`. goal: `KL`, `W2` or `Weighted(alpha)`; Weighted(policy.alpha) unless given. Where the
-    curve has `directions`, the density takes each bin for a direction of variance V_i / m_i, its `multiplicity` (m,)
-    the number of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low sigma, where 1 - u_i is
-    small. Else the directions are those of the implied spectrum, but for data of one dimension (curve.dim = 1), whose
-    direction is known. free_end: the last level is free, at sigma_min or above, in a search; a density always ends at
-    sigma_min.
+    solver: a name or a `Solver`. goal: `KL`, `W2` or `Weighted(alpha)`; Weighted(policy.alpha) unless given.
+    sigma_min, sigma_max: the curve's own ends unless given. Where the curve has `directions`, the density takes each
+    bin for a direction of variance V_i / m_i, its `multiplicity` (m,) the number of its dimensions (see `Basis`; 1
+    unless given); noise in u_i counts at low sigma, where 1 - u_i is small. Else the directions are those of the
+    implied spectrum, but for data of one dimension (curve.dim = 1), whose direction is known. free_end: the last level
+    is free, at sigma_min or above, in a search; a density always ends at sigma_min.
 
     method "recursion": the best grid of the implied spectrum, of the total error only. "robust": the same search,
     where each implied c is log-normal, exp(s N(0, 1)) times as large, s the `spread` (policy.spread * sqrt(misfit)
@@ -145,8 +151,8 @@ def plan(
         if method != "robust":
             raise ValueError(f'spread = {spread}, but method = {method!r}; only "robust" has one')
         spread = _check.positive("spread", spread)
-    low, high = _check.sigma_range(sigma_min, sigma_max)
     parts, counts = _bins(curve, multiplicity)
+    low, high = _check.sigma_range(sigma_min, sigma_max, curve.sigma)
     implied = curve.directions is None and curve.dim != 1
     asked = method
     data = found = None
@@ -208,8 +214,8 @@ def solver_aware_sigmas(
     n: int,
     solver: str | Solver = "ddim",
     metric: str | None = None,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     *,
     alpha: float | None = None,
     multiplicity: Numbers | None = None,

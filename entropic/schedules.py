@@ -1,5 +1,6 @@
 """Schedules: `n` noise levels above 0, float64, descending from sigma_max to sigma_min, then 0: (n + 1,).
 
+The range is EDM's, 0.002 to 80, unless given; where a curve or a time is given, it is all that this covers.
 Every function raises ValueError for n < 2, for a range that is not 0 < sigma_min < sigma_max, and where a
 curve or process does not cover the range.
 """
@@ -49,27 +50,31 @@ def arctan_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, c: 
 
 
 def entropic_sigmas(
-    n: int, curve: ErrorCurve, sigma_min: float = 0.002, sigma_max: float = 80.0
+    n: int, curve: ErrorCurve, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> torch.Tensor:
     """The levels are uniform in the conditional entropy of an `ErrorCurve`. Source: section 5.3."""
     return time_sigmas(n, curve.entropic(), sigma_min, sigma_max)
 
 
 def rescaled_sigmas(
-    n: int, curve: ErrorCurve, sigma_min: float = 0.002, sigma_max: float = 80.0
+    n: int, curve: ErrorCurve, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> torch.Tensor:
     """The levels are uniform in the rescaled entropy of an `ErrorCurve`. Source: section 5.3."""
     return time_sigmas(n, curve.rescaled(), sigma_min, sigma_max)
 
 
 def spectral_sigmas(
-    n: int, curve: ErrorCurve, amplitudes: Numbers, sigma_min: float = 0.002, sigma_max: float = 80.0
+    n: int,
+    curve: ErrorCurve,
+    amplitudes: Numbers,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
 ) -> torch.Tensor:
     """The levels are uniform in the spectral rescaled entropy of a curve with directions. Source: section 5.4."""
     return time_sigmas(n, curve.spectral(amplitudes), sigma_min, sigma_max)
 
 
-def time_sigmas(n, time, sigma_min=0.002, sigma_max=80.0):
+def time_sigmas(n, time, sigma_min=None, sigma_max=None):
     """The levels are uniform in any `Time`. Source: Algorithm 1."""
     return ending_in_zero(time.place(n, sigma_min, sigma_max))
 

@@ -80,6 +80,16 @@ class Time:
             self._weights, self._slope_weights, self._combine = weights, step, _combine
             self.stderr = _combine(weights)
 
+    def __repr__(self):
+        said = [
+            f"{len(self.sigma)} levels from {self.sigma[0]:.4g} to {self.sigma[-1]:.4g}",
+            f"phi {self.phi[0]:.4g} to {self.phi[-1]:.4g}",
+            "cubic in log sigma" if self._log else "linear in sigma",
+        ]
+        if self.stderr is not None:
+            said.append("stderr")
+        return f"Time({', '.join(said)})"
+
     def phi_at(self, sigma: Numbers) -> torch.Tensor:
         """phi at noise levels within the range of the knots, shaped like `sigma`."""
         index, u = self._locate(sigma)
@@ -145,10 +155,7 @@ class Time:
 
     def _placed(self, n, sigma_min, sigma_max):
         n = integer("n", n, 2)
-        low, high = sigma_range(
-            self.sigma[0] if sigma_min is None else sigma_min,
-            self.sigma[-1] if sigma_max is None else sigma_max,
-        )
+        low, high = sigma_range(sigma_min, sigma_max, self.sigma)
         ends = self.phi_at([high, low])
         if not ends[0] > ends[1]:
             raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from entropic import adapters, edm_sigmas, noise, sample_ddim, sample_ddim_stochastic, sample_heun
 from entropic.adapters import from_edm, from_epsilon, from_flow, from_score, from_v
 from entropic.estimate import estimate
+from entropic.identity import content_sha256
 
 F64 = torch.float64
 MEAN = torch.tensor([0.3, -0.2, 0.1], dtype=F64)
@@ -290,6 +291,32 @@ def test_latents_are_seen_in_the_network_s_units():
     assert adapted.sigma_max == pytest.approx(ADAPTED["epsilon"].sigma_max / scale)
     inner = ADAPTED["epsilon"]((x - shift) * scale, 2.0 * scale)
     torch.testing.assert_close(adapted(x, 2.0), inner / scale + shift, rtol=1e-12, atol=1e-12)
+
+
+def test_a_denoiser_is_known_by_its_content():
+    """`estimate` with a store goes on with the same denoiser, and with no other."""
+
+    def made(weight=1.0, alphas=ALPHAS, guidance=2.0):
+        network = Linear(F64)
+        network.weight.data.fill_(weight)
+        without = torch.zeros(1, 2)
+        return (
+            from_epsilon(network, alphas),
+            from_v(network, alphas),
+            from_flow(network),
+            from_flow(network, data_at=1),
+            from_score(network, galaxies()),
+            from_edm(network),
+            from_epsilon(network, alphas, guidance=guidance, unconditional=without),
+        )
+
+    def told(denoisers):
+        return [content_sha256(one, "denoiser") for one in denoisers]
+
+    assert told(made()) == told(made()) and len(set(told(made()))) == 7
+    assert not set(told(made())) & set(told(made(weight=2.0)))
+    assert told(made())[6] != told(made(guidance=3.0))[6]
+    assert told(made())[0] != told(made(alphas=ALPHAS.sqrt()))[0]
 
 
 # What networks answer, and what is refused

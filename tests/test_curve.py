@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 
 import pytest
 import torch
@@ -869,3 +870,92 @@ def test_bad_input_is_named(words):
     with pytest.raises(ValueError) as error:
         BAD[words]()
     assert words in str(error.value).replace("marginal[] =", "marginal =")
+
+
+# What no good denoiser exceeds
+
+
+@pytest.mark.parametrize("name", ONE_DIMENSION)
+def test_the_best_denoiser_is_no_worse_than_a_constant_nor_than_the_identity(name):
+    """By a second route: the errors of these two, by quadrature over the law of x, and the mixture's own."""
+    mixture, sigma = ONE_DIMENSION[name], _levels(1e-5, 1e5, 41)
+    eps2, variance = mixture.eps2(sigma), mixture.covariance().item()
+    for level, error in zip(sigma[5:-5:5], eps2[5:-5:5], strict=True):
+        nodes, weights = mixture.quadrature(level)
+        mass = weights * mixture.log_density(nodes, level).exp()
+        denoised = mixture.denoiser(nodes, level.item())
+        posterior = (
+            mass * (denoised - mixture.mean())[:, 0].square()
+        ).sum()  # of the means; eps2 is what is left of V
+        moved = (mass * (nodes - denoised)[:, 0].square()).sum()  # E (x - D)^2 = sigma^2 - eps2
+        assert error + posterior == pytest.approx(variance, rel=1e-9)
+        assert error + moved == pytest.approx(level.item() ** 2, rel=1e-9)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "error"
+        )  # and rounding at either end, where the bounds are reached, is no excess
+        curve = ErrorCurve(sigma, eps2, dim=1, total_variance=variance)
+    assert torch.equal(curve.eps2, eps2)
+
+
+def test_an_error_beyond_its_bound_is_the_bound_and_all_that_belongs_to_it_is_scaled():
+    sigma, variance, dim = _levels(0.01, 80.0, 12), 3.0, 2
+    bound = (dim * sigma.square()).clamp_max(variance)
+    times = torch.ones(12, dtype=F64)
+    times[[0, 1, 10, 11]] = torch.tensor([2.0, 1.05, 1.1, 6.0], dtype=F64)
+    share = torch.tensor([0.25, 0.75], dtype=F64)
+    eps2 = times * bound
+    stderr = 0.02 * bound  # the second level is 2.5 of them too high, which may be chance; the eleventh 5
+    root = torch.randn(12, 12, generator=_generator(3), dtype=F64)
+    covariance = root @ root.T
+    scale = stderr / covariance.diagonal().sqrt()
+    covariance = scale * covariance * scale[:, None]
+    arguments = {"dim": dim, "total_variance": variance}
+    told = r"at sigma = 35.3, 80 it is up to 6 times total_variance = 3, so that .* worse there than a constant.*; "
+    told += r"at sigma = 0.01 it is up to 2 times dim \* sigma\^2, so that .* worse .* than one that returns its input"
+    with pytest.warns(UserWarning, match=told) as warned:
+        curve = ErrorCurve(sigma, eps2, covariance=covariance, directions=eps2[:, None] * share, **arguments)
+    assert len(warned) == 1 and warned[0].filename == __file__
+    expected = eps2.clone()
+    expected[[0, 10, 11]] = bound[[0, 10, 11]]
+    factor = expected / eps2
+    assert torch.equal(curve.eps2, expected)
+    torch.testing.assert_close(curve.directions, expected[:, None] * share, rtol=1e-14, atol=0)
+    torch.testing.assert_close(curve.stderr, factor * stderr, rtol=1e-12, atol=0)
+    torch.testing.assert_close(curve.covariance, factor * covariance * factor[:, None], rtol=1e-12, atol=0)
+    torch.testing.assert_close(curve.covariance.diagonal().sqrt(), curve.stderr, rtol=1e-14, atol=0)
+    assert torch.equal(eps2, times * bound)  # the caller's
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Once is enough, so that a saved curve is read back as it was.
+        again = ErrorCurve(sigma, curve.eps2, covariance=curve.covariance, **arguments)
+        assert torch.equal(again.eps2, curve.eps2)
+        # What is not known bounds nothing.
+        assert torch.equal(ErrorCurve(sigma, eps2, stderr).eps2, eps2)
+        assert torch.equal(ErrorCurve(sigma[:9], eps2[:9], total_variance=variance).eps2, eps2[:9])
+    # Without a standard error the numbers are meant as they are.
+    with pytest.warns(UserWarning, match=r"sigma = 35\.3, 80 .*; at sigma = 0\.01, 0\.0226 "):
+        assert torch.equal(ErrorCurve(sigma, eps2, **arguments).eps2, bound)
+
+
+# In words
+
+
+def test_a_curve_and_its_times_are_shown_in_one_line():
+    sigma = _levels(0.002, 80.0, 32)
+    eps2 = 3 / (1 + sigma**-2)
+    parts = eps2[:, None] * torch.tensor([0.5, 0.5], dtype=F64)
+    curve = ErrorCurve(sigma, eps2, 0.01 * eps2, dim=3, total_variance=3.0, directions=parts)
+    bare, covariance = ErrorCurve(sigma, eps2), ErrorCurve(sigma, eps2, covariance=torch.eye(32))
+    common = ErrorCurve(sigma, eps2, eps2, common_samples=True)
+    start = "32 levels from 0.002 to 80, "
+    assert repr(curve) == (
+        f"ErrorCurve({start}eps2 1.2e-05 to 3, dim 3, total_variance 3, stderr, 2 directions)"
+    )
+    assert repr(bare) == f"ErrorCurve({start}eps2 1.2e-05 to 3)"
+    assert repr(covariance).endswith("to 3, covariance)") and repr(common).endswith(
+        "stderr of common samples)"
+    )
+    # arctan(80) - arctan(0.002), three times
+    assert repr(curve.rescaled()) == f"Time({start}phi 0 to 4.669, cubic in log sigma, stderr)"
+    assert repr(Time([1.0, 2.0], [0.0, 1.0])) == "Time(2 levels from 1 to 2, phi 0 to 1, linear in sigma)"

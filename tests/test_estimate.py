@@ -13,7 +13,13 @@ from entropic import files
 from entropic.bases import Basis, amplitudes, fourier_basis, pca_basis
 from entropic.curve import ErrorCurve, eps2_from_edm_loss
 from entropic.estimate import curve_from_logvar, curve_from_training_log, estimate
+from entropic.gaussian import gaussian_deviation, implied_spectrum
+from entropic.images.data import load_images, to_pixels
+from entropic.images.networks import load_network
 from entropic.mixtures import GaussianMixture
+from entropic.placement import DEFAULT, plan
+from entropic.schedules import edm_sigmas
+from entropic.solvers import find_solver
 from tests.conftest import start_process
 
 F64 = torch.float64
@@ -88,13 +94,14 @@ def test_covariance_gives_the_standard_error_of_time():
 def test_levels_vary_together_by_the_rows_that_they_share():
     x = torch.randn(10_000, 3, generator=_generator(14), dtype=F64)
 
-    def nothing(noisy, sigma):
-        return torch.zeros_like(noisy)
+    def shrunk(noisy, sigma, labels):  # what it is told, a tenth too small
+        return 0.9 * labels
 
-    whole = estimate(nothing, x[:500], SIGMA[:4], samples=500, batch=500, common_noise=False)
+    drawn = {"common_noise": False, "samples": 500, "batch": 500}
+    whole = estimate(shrunk, x[:500], SIGMA[:4], labels=x[:500], **drawn)
     expected = whole.stderr.square().mean().expand(4, 4)
     torch.testing.assert_close(whole.covariance, expected, rtol=1e-10, atol=0)
-    part = estimate(nothing, x, SIGMA[:4], samples=2000, batch=2000, common_noise=False)
+    part = estimate(shrunk, x, SIGMA[:4], labels=x, **drawn | {"samples": 2000, "batch": 2000})
     relative = part.covariance / part.stderr / part.stderr[:, None]
     shared = relative[~torch.eye(4, dtype=torch.bool)]
     # The mean of 400 products of chi-square deviations, of relative spread sqrt(15 / 400) at most.
@@ -257,7 +264,7 @@ def test_a_store_of_other_arguments_is_refused(tmp_path):
     }
 
     def call(**changes):
-        return estimate(lambda x, *_: x, store=store, **{**given, **changes})
+        return estimate(lambda x, sigma, *_: _linear(x, sigma), store=store, **{**given, **changes})
 
     call()
     before = store.read_bytes()
@@ -466,7 +473,9 @@ def test_log_lines_merge_and_empty_bins_are_left_out(tmp_path):
     for line in lines:
         for name in ("count", "loss", "loss2", "log_sigma"):
             line[name][2] = 0
-    path = _log(tmp_path / "log.jsonl", edges, lines, 0.7, 4)
+    path = _log(
+        tmp_path / "log.jsonl", edges, lines, 0.7, 200
+    )  # 50 * loss <= 100 is below that of the identity
     curve = curve_from_training_log(path, first_step=10)
     kept = [0, 1, 3, 4, 5, 6, 7]
     sigma = x[kept].mean(1).exp()
@@ -543,3 +552,179 @@ def test_bad_input_is_named(words):
     with pytest.raises(ValueError) as error:
         BAD[words]()
     assert words in str(error.value)
+
+
+# What no good denoiser exceeds
+
+
+def _damaged():
+    """Gaussian data of total variance 204, and a network of them that errs by 1156 at sigma = 80.
+
+    The amplitude of the damage is 4 % of the noise, as that of a network that predicts noise and is 4 % off; published
+    networks are like that.
+    """
+    variances = torch.arange(1, 769, dtype=F64) ** -1.5
+    variances *= 204 / variances.sum()
+    amplitude = math.sqrt(2 * (1156 - 204) / 80**2 / 768)  # of a sine: the square has mean 1/2
+
+    def network(x, sigma):
+        return x / (1 + sigma**2 / variances) + amplitude * sigma * torch.sin(1e3 * x / sigma)
+
+    return variances, network, variances.sqrt() * torch.randn(1000, 768, generator=_generator(15), dtype=F64)
+
+
+def test_a_network_that_errs_by_more_than_the_variance_of_the_data_gets_no_grid_for_data_of_its_errors():
+    variances, network, x = _damaged()
+    found = estimate(network, x, edm_sigmas(48)[:-1].flip(0), samples=256, bases={"each": _pixels})
+    assert found.eps2[-1].item() == pytest.approx(1156, rel=0.02)  # 768 sines of 256 samples: 1 % and less
+    # The relative error of a variance is sqrt(2 sum v^2) / (sum v) / sqrt(256) = 4 %.
+    assert found.total_variance == pytest.approx(204, rel=0.15)
+    with pytest.warns(UserWarning, match=r"up to 5\.\d+ times total_variance = 2\d\d.*worse .* a constant"):
+        curve = found.curve("each")
+    assert curve.total_variance == curve.eps2[-1].item() == found.total_variance < found.eps2[-1]
+    torch.testing.assert_close(curve.directions.sum(1), curve.eps2, rtol=1e-12, atol=0)
+    below = found.eps2 < found.total_variance
+    assert torch.equal(curve.eps2[below], found.eps2[below]) and below.sum() > 30
+    raw = ErrorCurve(found.sigma, found.eps2)
+    widest = {
+        name: implied_spectrum(each).variances[-1].sqrt() for name, each in (("raw", raw), ("cut", curve))
+    }
+    assert widest["raw"] > 35 and widest["cut"] < variances[0].sqrt()  # 9
+    cut = ErrorCurve(
+        curve.sigma, curve.eps2, dim=768
+    )  # not by its directions, which are those of the damage, too
+    for solver, calls in (("ddim", 10), ("heun", 10), ("dpmpp_2m", 10)):
+        n = find_solver(solver).levels(calls)
+        ratio = {}
+        for name, each in (("raw", raw), ("cut", cut)):
+            sigmas = plan(n, each, solver).sigmas
+            ratio[name] = gaussian_deviation(
+                variances, sigmas, solver, alpha=DEFAULT.alpha
+            ) / gaussian_deviation(variances, edm_sigmas(n), solver, alpha=DEFAULT.alpha)
+        assert ratio["cut"] < 1 and ratio["cut"] < ratio["raw"]
+        assert ratio["raw"] > 1 or solver != "ddim"
+
+
+def test_the_variance_is_that_of_the_rows_that_were_drawn_and_of_no_few():
+    x = 3 + torch.randn(400, 5, generator=_generator(16), dtype=F64)
+    for common in (True, False):
+        found = estimate(lambda x, s: 3 + _linear(x - 3, s), x, SIGMA, samples=50, common_noise=common)
+        drawn = x[found.rows.unique()]
+        assert found.total_variance == pytest.approx(torch.cov(drawn.T).trace().item(), rel=1e-12)
+        assert found.curve().total_variance == found.total_variance
+        assert found.curve(total_variance=5.0).total_variance == 5.0
+    # Fifteen rows, and rows that are all alike, say too little.
+    assert estimate(lambda x, s: 3 + _linear(x - 3, s), x, SIGMA, samples=15).total_variance is None
+    assert estimate(lambda x, s: 0 * x, torch.zeros(40, 2), SIGMA, samples=40).curve().total_variance is None
+
+
+# What is no denoiser
+
+
+def _kinds(denoiser):
+    """What a network may predict, by the adapter that its message has to name."""
+
+    def noise(x, sigma):
+        return (x - denoiser(x, sigma)) / sigma
+
+    return {
+        "from_epsilon": noise,
+        "from_epsilon, 4 % off": lambda x, s: noise(x, s) + 0.04 * torch.sin(1e3 * x / s),
+        "from_v": lambda x, s: (noise(x, s) - s * denoiser(x, s)) / math.sqrt(1 + s**2),
+        "from_flow": lambda x, s: noise(x, s) - denoiser(x, s),
+        "from_flow, reversed": lambda x, s: denoiser(x, s) - noise(x, s),
+        "from_score": lambda x, s: -noise(x, s) / s,
+        "from_score, VP": lambda x, s: -noise(x, s) * math.sqrt(1 + s**2) / s,
+    }
+
+
+def _data(scale):
+    centres = scale * torch.randn(5, 8, generator=_generator(17), dtype=F64)
+    spread = scale * torch.arange(1, 17, dtype=F64) ** -0.5
+    mixtures = {
+        "clouds": GaussianMixture.isotropic(centres, 0.1 * scale),
+        "clouds far from 0": GaussianMixture.isotropic(centres + 2 * scale, 0.1 * scale),
+        "points": GaussianMixture.points(centres),
+        "one dimension": GaussianMixture.isotropic(scale * torch.tensor([-1.0, 1.0]), 0.2 * scale),
+    }
+    draw = _generator(18)
+    found = {name: (each.sample(200, draw), each.denoiser) for name, each in mixtures.items()}
+    gaussian = spread * torch.randn(200, 16, generator=draw, dtype=F64)
+    return found | {"Gaussian": (gaussian, lambda x, s: x / (1 + (s / spread) ** 2))}
+
+
+WIDE, TABLE = _levels(0.002, 80.0, 16), _levels(0.0292, 14.61, 24)  # EDM's range and Stable Diffusion's
+
+
+@pytest.mark.parametrize("sigma", [WIDE, TABLE], ids=["EDM", "SD"])
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_what_else_a_network_predicts_is_named_with_its_adapter(scale, sigma):
+    for x, denoiser in _data(scale).values():
+        assert estimate(denoiser, x, sigma, samples=64).curve().dim == x.shape[1]
+        for kind, network in _kinds(denoiser).items():
+            adapter = kind.partition(",")[0]
+            with pytest.raises(
+                ValueError, match=rf"does not return the data.*wrap it by entropic\.adapters\.{adapter}\b"
+            ):
+                estimate(network, x, sigma, samples=64)
+        for constant in (lambda x_, s: 0 * x_, lambda x_, s, x=x: x.mean(0).expand(x_.shape)):
+            with pytest.raises(ValueError, match="does not depend on x: are its weights loaded"):
+                estimate(constant, x, sigma, samples=64)
+        with pytest.raises(ValueError, match="returns its input, noise and all"):
+            estimate(lambda x, s: x, x, sigma, samples=64)
+        with pytest.raises(ValueError, match=r"Nor does it return noise, v, .*check the scale of x"):
+            estimate(lambda x, s, denoiser=denoiser: 30 * denoiser(x, s), x, sigma, samples=64)
+
+
+# A variance of 0.0025 or of 25 a dimension; a network without skip connection, 5 % off everywhere; one whose answers at
+# high noise are much worse than a constant; one a fifth too small; one of half precision.
+@pytest.mark.parametrize("sigma", [WIDE, TABLE, WIDE[-6:], WIDE[:6]], ids=["EDM", "SD", "high", "low"])
+@pytest.mark.parametrize("scale", [0.05, 0.5, 1.0, 5.0])
+def test_a_denoiser_good_or_poor_is_none_of_these(scale, sigma):
+    for x, denoiser in _data(scale).values():
+        for network in (
+            denoiser,
+            lambda x, s, d=denoiser: d(x, s) + 0.07 * scale * torch.sin(1e3 * x / s),
+            lambda x, s, d=denoiser: d(x, s) + 0.04 * s * torch.sin(1e3 * x / s),
+            lambda x, s, d=denoiser: 0.8 * d(x, s),
+            lambda x, s, d=denoiser: d(x.bfloat16().to(F64), s).bfloat16(),
+        ):
+            assert estimate(network, x, sigma, samples=64).sigma is not None
+
+
+def test_a_constant_is_a_denoiser_where_there_is_nothing_but_noise():
+    x = torch.randn(200, 4, generator=_generator(19), dtype=F64)
+    curve = estimate(lambda x, s: 0 * x, x, _levels(10.0, 80.0, 5), samples=64).curve()
+    assert (curve.eps2 == curve.eps2[0]).all()
+
+
+def test_the_shipped_network_is_one_and_its_noise_is_not():
+    images, network = load_images("fashion-mnist", "train", "embedded"), load_network("fashion-mnist")
+    x, labels = to_pixels(images.images[:200]), images.labels[:200]
+    arguments = {"labels": labels, "samples": 16, "batch": 16}
+    found = estimate(network, x, WIDE[::3], **arguments)
+    assert torch.equal(found.curve().eps2, found.eps2)
+    with pytest.raises(
+        ValueError, match=r"looks like the noise: wrap it by entropic\.adapters\.from_epsilon$"
+    ):
+        estimate(lambda x, s, c: (x - network(x, s, c)) / s, x, WIDE[::3], **arguments)
+
+
+def test_a_wrong_network_is_found_out_before_all_its_calls_are_made():
+    x, calls = torch.randn(200, 4, generator=_generator(20), dtype=F64), []
+
+    def noise(x, sigma):
+        calls.append(len(x))
+        return (x - _linear(x, sigma)) / sigma
+
+    with pytest.raises(ValueError, match="from_epsilon"):
+        estimate(noise, x, WIDE, samples=200, batch=8)
+    assert sum(calls) == 32 * len(WIDE)
+
+
+def test_an_estimate_is_shown_in_one_line():
+    x = torch.randn(50, 5, generator=_generator(21), dtype=F64)
+    found = estimate(_linear, x, SIGMA, samples=20, bases={"each": _pixels})
+    assert repr(found) == (
+        "Estimate(12 levels from 0.05 to 20, dim 5, 20 samples a level from 20 rows, directions 'each')"
+    )

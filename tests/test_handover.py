@@ -23,6 +23,7 @@ from entropic.adapters import (
     to_k_diffusion,
     to_skrample,
 )
+from entropic.images.wheels import mend_torchvision
 from entropic.saved import load_schedule, save_schedule
 from entropic.schedules import edm_sigmas, log_sigmas
 from entropic.solvers import sample_ddim, sample_ddim_stochastic, sample_dpmpp_2m, sample_heun
@@ -58,16 +59,9 @@ def _k_sampling():
         )
     package = types.ModuleType("k_diffusion")
     package.__path__ = list(found.submodule_search_locations)
+    mend_torchvision()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "k_diffusion", package)
-        try:
-            from torchvision.transforms import functional  # noqa: F401
-        except (ImportError, RuntimeError):  # k_diffusion.utils turns images with it, which no sampler does
-            for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
-                patch.setitem(sys.modules, name, types.ModuleType(name))
-            sys.modules["torchvision.transforms"].functional = sys.modules[
-                "torchvision.transforms.functional"
-            ]
         from k_diffusion import sampling
 
         for name in [name for name in sys.modules if name.startswith("k_diffusion.")]:
@@ -144,20 +138,8 @@ def test_a_saved_schedule_is_handed_over_as_it_was_made(tmp_path):
 
 @pytest.fixture(name="diffusers", scope="module")
 def _diffusers():
-    """The package, with torchvision masked where it does not load: no scheduler needs it, but imports would fail."""
-    if importlib.util.find_spec("diffusers") is None:
-        pytest.skip("diffusers is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        try:
-            import torchvision  # noqa: F401
-        except (ImportError, RuntimeError):
-            patch.setitem(sys.modules, "torchvision", None)
-        import diffusers
-        from diffusers.utils import import_utils
-
-        if sys.modules["torchvision"] is None:
-            patch.setattr(import_utils, "_torchvision_available", False)
-        yield diffusers
+    mend_torchvision()
+    return pytest.importorskip("diffusers")
 
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -27,7 +27,7 @@ MODULES = TREE.all()
 def layer(name):
     parts = name.split(".")
     part = "studies" if parts[0] == "studies" else parts[1] if len(parts) > 1 else "core"
-    part = "commands" if part == "__main__" else part
+    part = "commands" if part == "__main__" else part  # the command line
     return LAYERS.index(part if part in LAYERS else "core")
 
 

@@ -126,13 +126,30 @@ def test_a_spectrum_is_read_from_text_and_npy(capsys, tmp_path, suffix):
     assert torch.equal(found, expected)
     # The curve of the spectrum is CURVE but for its levels, of which the splines of both are good to 1e-7.
     found = _sigmas(capsys, "rescaled", "-n", 9, "--variances", path)
-    torch.testing.assert_close(found, rescaled_sigmas(9, CURVE), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found, rescaled_sigmas(9, CURVE, 0.002, 80), rtol=1e-5, atol=0)
     found = _sigmas(capsys, "spectral", "-n", 9, "--variances", path)
     # A direction's share is counted from sigma_min to sigma_max.
     span = torch.logspace(math.log10(0.002), math.log10(80.0), 300, dtype=F64)
     parts = COUNT * VARIANCES * span[:, None] ** 2 / (VARIANCES + span[:, None] ** 2)
     expected = spectral_sigmas(9, ErrorCurve(span, parts.sum(1), directions=parts), AMPLITUDES)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_the_range_is_the_curve_s_own_and_edm_s_without_one(capsys, tmp_path):
+    save_curve(tmp_path / "c.npz", CURVE, multiplicity=COUNT)
+    save_curve(tmp_path / "low.npz", ErrorCurve(SIGMA[:100], CURVE.eps2[:100]))  # all of it below 1
+    for name, more in (("rescaled", ()), ("entropic", ()), ("solver-aware", ("--solver", "ddim"))):
+        words = (name, "-n", 5, *more)
+        found = _sigmas(capsys, *words, "--curve", tmp_path / "c.npz")
+        assert (found[0], found[-2]) == (SIGMA[-1], SIGMA[0])
+        found = _sigmas(capsys, *words, "--curve", tmp_path / "c.npz", "--sigma-max", 50)
+        assert (found[0], found[-2]) == (50, SIGMA[0])
+        found = _sigmas(capsys, *words, "--curve", tmp_path / "low.npz", "--sigma-min", 0.01)
+        assert (found[0], found[-2]) == (SIGMA[99], 0.01)
+        found = _sigmas(capsys, *words, "--preset", 1)
+        assert (found[0], found[-2]) == (80, 0.002)
+    found = _sigmas(capsys, "edm", "-n", 5, "--sigma-min", 0.1)
+    assert (found[0], found[-2]) == (80, 0.1)
 
 
 @pytest.mark.parametrize("c", [0.5, 1.0, 30.0])

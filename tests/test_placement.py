@@ -23,8 +23,9 @@ from entropic.gaussian import (
     order,
     spectrum,
 )
+from entropic.identity import content_sha256
 from entropic.mixtures import GaussianMixture
-from entropic.placement import gaussian_optimal_sigmas, solver_aware_sigmas
+from entropic.placement import DEFAULT, gaussian_optimal_sigmas, plan, solver_aware_sigmas
 from entropic.schedules import arctan_sigmas, edm_sigmas, log_sigmas, rescaled_sigmas
 from entropic.solvers import find_solver
 
@@ -467,7 +468,8 @@ def test_noise_in_the_curve_hardly_moves_a_grid():
     # 1% of noise a level, 128 levels, one spectrum to fit: the deviation is quadratic around its optimum.
     v = power_law(1.5)
     noise = 1 + 0.01 * torch.randn(128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    noisy = ErrorCurve(LEVELS, gaussian_curve(v).eps2 * noise, dim=len(v))
+    eps2 = gaussian_curve(v).eps2
+    noisy = ErrorCurve(LEVELS, eps2 * noise, 0.01 * eps2, dim=len(v))
     for solver in ("ddim", "ddim_stochastic", "heun"):
         sigmas = solver_aware_sigmas(noisy, 8, solver, "w2", method="recursion")
         best = gaussian_optimal_sigmas(v, 8, solver, "w2")
@@ -834,7 +836,39 @@ def test_a_free_end_reaches_the_implied_spectrum():
     eps2 = (variances * sigma[:, None].square() / (variances + sigma[:, None].square())).sum(1)
     curve = ErrorCurve(sigma, eps2, dim=30)
     wanted = gaussian_optimal_sigmas(variances, 5, "heun", "w2", free_end=True)
-    found = solver_aware_sigmas(curve, 5, "heun", "w2", method="recursion", free_end=True)
+    found = solver_aware_sigmas(curve, 5, "heun", "w2", 0.002, 80, method="recursion", free_end=True)
     assert found[-2] > 0.01
     least = gaussian_deviation(variances, wanted, "heun", "w2")
     assert gaussian_deviation(variances, found, "heun", "w2") < 1.05 * least
+
+
+def test_the_range_is_the_curve_s_own_unless_given():
+    sigma = torch.logspace(math.log10(0.0292), math.log10(14.61), 64, dtype=torch.float64)
+    curve = ErrorCurve(sigma, 3 / (1 + sigma**-2), dim=3)
+    ends = sigma[-1].item(), sigma[0].item()
+    for method in ("density", "recursion", "robust", "auto"):
+        chosen = plan(5, curve, "heun", method=method).sigmas
+        assert (chosen[0].item(), chosen[-2].item()) == ends
+        assert torch.equal(
+            chosen, plan(5, curve, "heun", sigma_min=ends[1], sigma_max=ends[0], method=method).sigmas
+        )
+        assert torch.equal(chosen, solver_aware_sigmas(curve, 5, "heun", alpha=DEFAULT.alpha, method=method))
+    chosen = plan(5, curve, "heun", sigma_max=10.0).sigmas  # one end, and the curve's other one
+    assert (chosen[0].item(), chosen[-2].item()) == (10.0, ends[1])
+    chosen = plan(5, curve, "heun", sigma_min=0.1, free_end=True).sigmas
+    assert chosen[0].item() == ends[0] and chosen[-2] >= 0.1
+    with pytest.raises(ValueError, match=r"sigma_min = 20\.0 is not below sigma_max = 14\.6"):
+        plan(5, curve, "heun", sigma_min=20.0)
+
+
+def test_a_plan_is_shown_in_one_line_and_told_by_its_content():
+    curve = ErrorCurve(LEVELS, 3 / (1 + LEVELS**-2), dim=3)
+    chosen = plan(5, curve, "heun", W2, method="density")
+    assert repr(chosen) == (
+        "Plan(5 levels from 80 to 0.002, then 0; method density, solver heun, goal Weighted(alpha=1.0); "
+        "explain() says why)"
+    )
+    assert str(chosen) == repr(chosen) and "goal KL;" in repr(plan(5, curve, "ddim", KL))
+    assert content_sha256(chosen) != content_sha256(
+        plan(5, curve, "heun", W2, sigma_min=0.00200001, method="density")
+    )

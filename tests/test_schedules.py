@@ -75,9 +75,13 @@ def test_every_schedule_descends_from_sigma_max_to_sigma_min_and_ends_in_zero(na
 
 
 @pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"iddpm"}))  # its table starts above 0.006
-def test_the_range_is_that_of_edm_unless_given(name):
+def test_the_range_is_that_of_the_curve_or_else_edm_s_unless_given(name):
+    curve = {"entropic": CURVE, "rescaled": CURVE, "spectral": SPECTRAL, "time": CURVE}.get(name)
+    low, high = (0.002, 80) if curve is None else (curve.sigma[0], curve.sigma[-1])
     sigmas = SCHEDULES[name](5)
-    assert sigmas[0] == 80 and sigmas[-2] == 0.002
+    assert sigmas[0] == high and sigmas[-2] == low
+    if curve is not None:
+        assert SCHEDULES[name](5, 0.5)[0] == high and SCHEDULES[name](5, None, 0.5)[-2] == low
 
 
 def test_edm_schedule_is_that_of_karras():
@@ -134,9 +138,9 @@ def test_rescaled_schedule_of_a_gaussian_is_the_arctangent(c):
     curve = _gaussian_curve(c, 1e-3, 1e2, 2048)
     for n in (4, 16, 64):
         torch.testing.assert_close(
-            rescaled_sigmas(n, curve), arctan_sigmas(n, c=c), rtol=1e-11 * 80 / c, atol=0
+            rescaled_sigmas(n, curve, 0.002, 80), arctan_sigmas(n, c=c), rtol=1e-11 * 80 / c, atol=0
         )
-    assert (entropic_sigmas(16, curve)[1:-2] / arctan_sigmas(16, c=c)[1:-2] < 0.5).any()
+    assert (entropic_sigmas(16, curve, 0.002, 80)[1:-2] / arctan_sigmas(16, c=c)[1:-2] < 0.5).any()
 
 
 def test_left_rule_places_by_linear_interpolation():
@@ -181,11 +185,14 @@ def test_bad_counts_and_ranges_are_named(name, arguments, words):
         (lambda: vp_sigmas(4, 0.002, 500.0), "noise from 0 to 152"),
         (lambda: uniform_sigmas(4, iddpm(), 0.002, 80.0), "noise from 0.00642541"),
         (
-            lambda: entropic_sigmas(4, _gaussian_curve(low=0.01)),
+            lambda: entropic_sigmas(4, _gaussian_curve(low=0.01), 0.002),
             "sigma = 0.002 is outside the curve, which covers",
         ),
-        (lambda: rescaled_sigmas(4, _gaussian_curve(high=50.0)), "which covers [0.0001, 50]"),
-        (lambda: spectral_sigmas(4, _two_scales(high=50.0), [1.0, 1.0]), "which covers [0.0001, 50]"),
+        (lambda: rescaled_sigmas(4, _gaussian_curve(high=50.0), 0.002, 80), "which covers [0.0001, 50]"),
+        (
+            lambda: spectral_sigmas(4, _two_scales(high=50.0), [1.0, 1.0], sigma_max=80),
+            "which covers [0.0001, 50]",
+        ),
         (lambda: spectral_sigmas(4, CURVE, [1.0]), "directions = None in this curve"),
         (lambda: linear_sigmas(4, 1.0, 1.0 + 4e-16), "closer than float64 resolves"),
     ],

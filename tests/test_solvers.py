@@ -200,3 +200,29 @@ def test_missing_noise_and_bad_churn_are_named():
             samplers.sample_heun(lambda x, sigma: x, x, [1.0, 0.0], generator=seeded(), **{name: math.nan})
     with pytest.raises(ValueError, match="denoiser returned"):
         samplers.sample_ddim(lambda x, sigma: x[:1], x, [1.0, 0.0])
+
+
+# The fourth level. Heun's third step asks about it first, where it ends.
+@pytest.mark.parametrize("sample", ALL, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_answer_that_is_not_finite_is_named_by_step_and_sigma_at_once(sample, bad):
+    sigmas, calls = log_grid(6), []
+    level, step = (sigmas[3], 2) if sample is samplers.sample_heun else (sigmas[3], 3)
+
+    def denoiser(x, sigma):
+        assert torch.isfinite(x).all()  # it is never asked about a state that its own answer has spoilt
+        calls.append(sigma)
+        answer = x / (1 + sigma**2)
+        answer[5:7, 1] = bad if sigma == level else 0.0
+        return answer
+
+    words = f"denoiser returned NaN or infinity at step {step}, sigma = {level}, in 2 of 64 rows"
+    with pytest.raises(ValueError, match=words):
+        sample(denoiser, start(), sigmas, generator=seeded())
+    assert calls[-1] == level
+
+
+def test_half_precision_that_overflows_is_named_too():
+    x = start().half()
+    with pytest.raises(ValueError, match=r"NaN or infinity at step 0, sigma = 10\.0, .*torch\.float16"):
+        samplers.sample_ddim(lambda x, sigma: x.float() * 1e5, x, [10.0, 1.0, 0.0])

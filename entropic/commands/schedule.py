@@ -19,6 +19,7 @@ from entropic.saved import load_curve, save_schedule
 
 _MOST = 100_000
 _LARGEST_ALPHA = 100
+_EDM_RANGE = (0.002, 80.0)
 _LEVELS_PER_E_FOLD = 32  # of the curve of a given spectrum: its spline is good to 1e-8
 
 
@@ -45,7 +46,9 @@ def _made(arguments):
     name, n = arguments.name, _check.integer("n", arguments.n, 2)
     if n > _MOST:
         raise ValueError(f"n = {n}; no sampler takes more than {_MOST} steps")
-    low, high = _check.sigma_range(arguments.sigma_min, arguments.sigma_max)
+    low, high = arguments.sigma_min, arguments.sigma_max
+    if arguments.curve is None:
+        low, high = _check.sigma_range(low, high, _EDM_RANGE)
     given = [option for option in ("curve", "variances", "preset") if getattr(arguments, option) is not None]
     if len(given) > 1:
         raise ValueError(f"--{given[0]} and --{given[1]} are both given; the data is one of them")

@@ -23,8 +23,8 @@ from entropic.files import cache, environment_path, keep_arrays
 from entropic.images.data import check_images, to_pixels, to_uint8
 from entropic.images.downloads import fetch
 from entropic.images.networks import classifier, dinov2
-from entropic.images.networks.optional import load_torchvision
 from entropic.images.networks.weights import load_weights, plain_torch, remembered_sha256
+from entropic.images.wheels import mend_torchvision
 
 __all__ = [
     "EXTRACTORS",
@@ -447,7 +447,7 @@ def fidelity():
     ModuleNotFoundError: the extra "metrics" is not installed.
     """
     try:
-        load_torchvision()  # which torch_fidelity imports
+        mend_torchvision()
         import torch_fidelity
     except ModuleNotFoundError as error:
         raise _check.not_installed(error, "metrics") from error

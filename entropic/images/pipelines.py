@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import torch
 
+from entropic import _check
 from entropic.adapters import NetworkDenoiser, from_diffusers
+from entropic.images.wheels import mend_torchvision
 
 __all__ = ["Sampled", "load_pipeline", "sample_pipeline"]
 
@@ -13,9 +15,14 @@ __all__ = ["Sampled", "load_pipeline", "sample_pipeline"]
 def load_pipeline(folder, device="cpu"):
     """The pipeline of diffusers in a folder (or of a name on its hub), on a device; half precision on CUDA.
 
-    ImportError: diffusers or transformers is missing.
+    ModuleNotFoundError: the extra "pipelines" is not installed.
     """
-    from diffusers import DiffusionPipeline
+    try:
+        mend_torchvision()
+        import transformers  # noqa: F401
+        from diffusers import DiffusionPipeline
+    except ModuleNotFoundError as error:
+        raise _check.not_installed(error, "pipelines") from error
 
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)

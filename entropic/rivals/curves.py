@@ -33,19 +33,22 @@ def klub(curve, sigmas):
     return (frozen - phi[:-1] + phi[1:]).sum()
 
 
-def ays_sigmas(n, curve, sigma_min=0.002, sigma_max=80.0, *, candidates=11, stages=3, max_sweeps=1000):
+def ays_sigmas(n, curve, sigma_min=None, sigma_max=None, *, candidates=11, stages=3, max_sweeps=1000):
     """Align Your Steps: the `klub` of a curve, lowered level by level. It is meant for stochastic DDIM.
 
     The search starts from eleven levels (ten steps) of EDM. Each level in turn moves to the best of `candidates`
     levels spread evenly in log sigma between its neighbours, until none moves. Then every step is split at its log
     midpoint and the search goes on, for `stages` grids in all (11, 21 and 41 levels). Another n is read off the
     smallest grid that has n levels (else off the largest) by linear interpolation of log sigma over the index. The
-    search stops a few percent above the least bound; more candidates come nearer. ValueError: a curve that does not
-    cover the range. Source: Sabour et al. (2024), who estimate each bound from 8192 samples.
+    search stops a few percent above the least bound; more candidates come nearer. The range is the curve's own unless
+    given. ValueError: a curve that does not cover the range. Source: Sabour et al. (2024), who estimate each bound from
+    8192 samples.
     """
     n, count = _check.integer("n", n, 2), _check.integer("candidates", candidates, 1)
     stages, max_sweeps = _check.integer("stages", stages, 1), _check.integer("max_sweeps", max_sweeps, 1)
-    time, x = _entropic(curve), edm_sigmas(11, sigma_min, sigma_max)[:-1].log()
+    time = _entropic(curve)
+    low, high = _check.sigma_range(sigma_min, sigma_max, curve.sigma)
+    x = edm_sigmas(11, low, high)[:-1].log()
     share = torch.arange(1, count + 1, dtype=torch.float64) / (count + 1)
     for stage in range(stages):
         if stage:
@@ -78,7 +81,7 @@ def ays_sigmas(n, curve, sigma_min=0.002, sigma_max=80.0, *, candidates=11, stag
             break
     place = torch.linspace(0.0, 1.0, n, dtype=torch.float64)
     at = torch.linspace(0.0, 1.0, len(x), dtype=torch.float64)
-    return between(interpolate(place, at, x).exp(), sigma_min, sigma_max)
+    return between(interpolate(place, at, x).exp(), low, high)
 
 
 def _entropic(curve):

@@ -58,10 +58,7 @@ class Model:
     def answer(self, x, sigma):
         """The answer for all rows at once, with a graph where autograd is on and x asks for one."""
         self.calls += len(x)
-        denoised = _check.denoised(self.denoiser(x.clone(), sigma), x, sigma)
-        if not torch.isfinite(denoised).all():
-            raise ValueError(f"denoiser returned a value that is not finite at sigma = {sigma}")
-        return denoised
+        return _check.denoised(self.denoiser(x.clone(), sigma), x, sigma)
 
 
 def euler(denoiser, x, batch, sigmas):

@@ -146,8 +146,8 @@ def _pair(kind):
     return {
         "modules": (Gain(1.0), Gain(1.5)),
         "methods": (Gain(1.0).forward, Gain(1.5).forward),
-        "closures": tuple((lambda x, s, g=g: g * x) for g in (1.0, 1.5)),
-        "partials": tuple(functools.partial(lambda x, s, w: x * 1.0, w=w) for w in weights),
+        "closures": tuple((lambda x, s, g=g: g * _linear(x, s)) for g in (1.0, 1.5)),
+        "partials": tuple(functools.partial(lambda x, s, w: _linear(x, s) * 1.0, w=w) for w in weights),
     }[kind]
 
 

@@ -100,7 +100,7 @@ def _line(step, count=40):
 
 
 def _curve_file(path):
-    parts = torch.stack([SIGMA / (1 + SIGMA), SIGMA], 1)
+    parts = torch.stack([1 / (1 + SIGMA**-2), 3 / (0.5 + SIGMA**-2)], 1)
     curve = ErrorCurve(SIGMA, parts.sum(1), dim=4, directions=parts)
     save_curve(path, curve, multiplicity=[1.0, 3.0], amplitudes=[1.0, 2.0], note="text")
 

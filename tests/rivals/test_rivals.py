@@ -73,7 +73,7 @@ RIVALS = {
     "laplace": laplace_sigmas,
     "simple": simple_sigmas,
     "beta": beta_sigmas,
-    "ays": lambda n: ays_sigmas(n, _gaussian_curve()),
+    "ays": lambda n: ays_sigmas(n, _gaussian_curve(), LOW, HIGH),
     "dmn": dmn_sigmas,
     "gits": lambda n: gits_sigmas(n, PLANE.denoiser, X, levels=20),
     "oss": lambda n: oss_sigmas(n, PLANE.denoiser, X, levels=20),
@@ -233,7 +233,7 @@ def test_the_least_klub_of_gaussian_data_is_uniform_in_entropic_time(n, c):
     growth = (y[-1] / y[0]).item()
     least = (n - 1) * (growth ** (1 / (n - 1)) - 1) - math.log(growth)
     assert klub(curve, found).item() == pytest.approx(least, rel=2e-6)
-    assert torch.allclose(entropic_sigmas(n, curve)[:-1], exact, rtol=1e-5)
+    assert torch.allclose(entropic_sigmas(n, curve, LOW, HIGH)[:-1], exact, rtol=1e-5)
     # arctan is the optimum of another quantity, the KL of the deterministic sampler.
     assert klub(curve, arctan_sigmas(n, c=c)) > 2 * least
 
@@ -278,10 +278,12 @@ def test_coordinate_descent_comes_near_the_least_klub(n):
 
 def test_other_numbers_of_levels_are_interpolated_in_log_sigma():
     curve = _gaussian_curve()
-    grid = ays_sigmas(11, curve)
-    assert torch.allclose(ays_sigmas(6, curve), torch.cat([grid[:-1:2], grid[-1:]]), rtol=1e-12)
-    fine = ays_sigmas(21, curve, stages=2)
-    assert torch.allclose(ays_sigmas(41, curve, stages=2)[:-1:2], fine[:-1], rtol=1e-12)
+    own = ays_sigmas(11, curve)
+    assert (own[0], own[-2]) == (curve.sigma[-1], curve.sigma[0])
+    grid = ays_sigmas(11, curve, LOW, HIGH)
+    assert torch.allclose(ays_sigmas(6, curve, LOW, HIGH), torch.cat([grid[:-1:2], grid[-1:]]), rtol=1e-12)
+    fine = ays_sigmas(21, curve, LOW, HIGH, stages=2)
+    assert torch.allclose(ays_sigmas(41, curve, LOW, HIGH, stages=2)[:-1:2], fine[:-1], rtol=1e-12)
 
 
 # DMN
@@ -638,7 +640,7 @@ def test_bad_denoisers_and_states_are_refused(name):
             MODELS[name](PLANE.denoiser, _Held(x) if x is None else x)
     with pytest.raises(ValueError, match="returned shape"):
         place(lambda x, sigma: x[:, :1], good)
-    with pytest.raises(ValueError, match="not finite at sigma"):
+    with pytest.raises(ValueError, match="NaN or infinity at sigma"):
         place(lambda x, sigma: x * math.nan, good)
     with pytest.raises(ValueError, match="batch = 0"):
         place(PLANE.denoiser, good, batch=0)
@@ -675,7 +677,7 @@ def test_one_level_is_refused(name):
         (lambda: beta_sigmas(5, alpha=math.nan), r"alpha\[\] = nan"),
         (lambda: klub(_gaussian_curve(), [1.0, 0.0]), "two levels"),
         (lambda: klub(_gaussian_curve(), [1.0, 2.0, 0.0]), "does not descend"),
-        (lambda: ays_sigmas(5, _pair_curve()), "outside the curve"),
+        (lambda: ays_sigmas(5, _pair_curve(), LOW), "outside the curve"),
         (lambda: ays_sigmas(5, _gaussian_curve(), candidates=0), "candidates = 0"),
         (lambda: dmn_sigmas(5, order=0), "order = 0"),
         (lambda: dmn_objective([1.0, 0.0]), "two levels"),

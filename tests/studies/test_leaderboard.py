@@ -274,7 +274,7 @@ def test_the_recursion_is_measured_where_it_is_not_the_default(gaussians, tmp_pa
     values = {(row["solver"], row["schedule"]): row["value"] for row in store.rows() if row["metric"] != "W2"}
     assert values["deterministic DDIM", names[1]] is None
     for name, method in zip(names, ("robust", "recursion"), strict=True):
-        grid = solver_aware_sigmas(curve, 5, "heun", "kl", method=method, free_end=True)
+        grid = solver_aware_sigmas(curve, 5, "heun", "kl", 0.002, 80, method=method, free_end=True)
         assert values["Heun", name] == blind.measure("Heun", grid, 0)[KL_OF_GENERATED]
     assert abs(values["Heun", names[1]] / values["Heun", names[0]] - 1) > 1e-3
 

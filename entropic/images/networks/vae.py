@@ -8,8 +8,8 @@ import torch
 
 from entropic import _check
 from entropic.files import environment_path
-from entropic.images.networks.optional import load_torchvision
 from entropic.images.networks.weights import fingerprint, plain_torch, reading
+from entropic.images.wheels import mend_torchvision
 
 __all__ = ["StabilityVAE", "latents_to_vae", "load_vae", "to_uint8_vae"]
 
@@ -160,15 +160,10 @@ def load_vae(path=None, *, device=None, dtype=torch.float32):
 def autoencoder_class():
     """Diffusers' AutoencoderKL; ModuleNotFoundError says what to install."""
     try:
+        mend_torchvision()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tqdm's advice on widgets, in a notebook
-            from diffusers.utils import import_utils
+            from diffusers import AutoencoderKL
     except ModuleNotFoundError as error:
         raise _check.not_installed(error, "vae") from error
-    try:
-        load_torchvision()  # which diffusers imports, and transformers, where it is installed
-    except (ImportError, RuntimeError):
-        import_utils._torchvision_available = False  # none of it is needed here
-    from diffusers import AutoencoderKL
-
     return AutoencoderKL
