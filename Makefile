@@ -27,8 +27,8 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/notebooks$(if $(PYTHONPATH),:$(PYTHONPA
 
 RUN := $(PY) notebooks/run.py
 
-.PHONY: help book test run record verify expected status serve picture bench lint clean executed \
-  train-fashion-mnist train-classifier train-cifar10 cifar10 cifar10-edm ffhq imagenet64 imagenet512 leaderboard bench-gpu
+.PHONY: help book test run record verify expected status serve lab picture bench lint clean executed \
+  train-fashion-mnist train-classifier train-cifar10 cifar10 cifar10-edm ffhq imagenet64 imagenet512 rehearse leaderboard bench-gpu
 
 help:  ## list the targets
 	@echo "Targets (variables: NB, PROFILE=smoke|default|recorded|paper, ARGS, PYTHON, JOBS, GPUS, PORT):"
@@ -46,7 +46,7 @@ executed: $(ENVIRONMENT)
 test: $(ENVIRONMENT)  ## every test: mathematics, notebooks in the smoke profile, the book in a browser
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-run: $(ENVIRONMENT)  ## run one notebook into the book: make run NB=one_dimension PROFILE=default ARGS="-p n 16"
+run: $(ENVIRONMENT)  ## run one notebook into the book: make run NB=one_dimension ARGS="-p seed 1" (ARGS=--help lists its parameters)
 	@test -n "$(NB)" || { echo 'NB= is missing: make run NB=name, make status lists them'; exit 2; }
 	@$(RUN) run "$(NB)" --profile "$(PROFILE)" $(ARGS)
 
@@ -86,6 +86,9 @@ imagenet64: $(ENVIRONMENT)  ## table 4 with EDM2's networks, likewise (not run h
 imagenet512: $(ENVIRONMENT)  ## tables 2, 5 and 6 with EDM2's networks, likewise (not run here)
 	$(published)
 
+rehearse: $(ENVIRONMENT)  ## the whole path of a published network on tiny random ones: tries this machine, in two minutes
+	@$(PY) -m studies.published.rehearsal $(ARGS)
+
 leaderboard: $(ENVIRONMENT)  ## every schedule on every work, into book/results; about eighteen hours on one core, goes on where it stopped
 	$(PY) -m studies.leaderboard $(ARGS)
 	@$(RUN) record leaderboard
@@ -109,9 +112,13 @@ status: $(ENVIRONMENT)  ## which notebooks are ok, stale or failed, and when eac
 	@$(RUN) status
 
 serve: $(ENVIRONMENT)  ## serve the built book on 127.0.0.1:PORT
-	@test -f book/_build/html/index.html || { echo "There is no book yet: make book"; exit 2; }
-	@echo "http://127.0.0.1:$(PORT)/  (Ctrl-C ends it)"
-	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
+	@$(RUN) serve --port "$(PORT)"
+
+lab: $(ENVIRONMENT)  ## open JupyterLab on the notebooks, with this environment (installs JupyterLab into .venv at first)
+	@$(PY) -c 'import jupyterlab' 2>/dev/null || \
+	  { test -z "$(PYTHON)" || { echo 'JupyterLab is not in that environment: $(PY) -m pip install jupyterlab'; exit 2; }; \
+	    echo "Installing JupyterLab into .venv"; $(PIP) -c requirements.lock -e '.[lab]'; }
+	@JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)
 
 bench: $(ENVIRONMENT)  ## print ratios of times: this code against commit 56449b1, and exact laws against Monte Carlo (NB=name: a whole notebook, too)
 	$(PY) tests/bench.py $(NB)
@@ -139,4 +146,7 @@ PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 	@$(PIP) -r requirements.lock
 	@$(PIP) --no-deps -r requirements-no-deps.lock
 	@$(PIP) --no-deps --no-build-isolation -e .
+	@# A notebook that is run by hand, in any folder, finds what the notebooks share.
+	@.venv/bin/python -c 'import pathlib, sys, sysconfig; \
+	  pathlib.Path(sysconfig.get_path("purelib"), "entropic-notebooks.pth").write_text(sys.argv[1] + "\n")' "$(CURDIR)/notebooks"
 	@touch $@

@@ -5,6 +5,8 @@ data units. Functions raise ValueError for arguments that are not finite, negati
 shapes.
 """
 
+from __future__ import annotations
+
 import math
 import warnings
 from typing import NamedTuple
@@ -13,6 +15,7 @@ import torch
 
 from entropic._check import SLACK, as_float64, ascending, integer, levels, mean_square, positive
 from entropic.times import POWER, Time, cumulative, power_of, spline_increments
+from entropic.types import Numbers
 
 # The rate
 
@@ -124,16 +127,16 @@ class ErrorCurve:
 
     def __init__(
         self,
-        sigma,
-        eps2,
-        stderr=None,
-        dim=None,
-        total_variance=None,
-        common_samples=False,
+        sigma: Numbers,
+        eps2: Numbers,
+        stderr: Numbers | None = None,
+        dim: int | None = None,
+        total_variance: float | None = None,
+        common_samples: bool = False,
         *,
-        covariance=None,
-        directions=None,
-    ):
+        covariance: Numbers | None = None,
+        directions: Numbers | None = None,
+    ) -> None:
         self.sigma = ascending(sigma, 4)
         self.eps2 = mean_square("eps2", eps2)
         self.covariance = None
@@ -174,15 +177,15 @@ class ErrorCurve:
             said.append(f"{self.directions.shape[1]} directions")
         return f"ErrorCurve({', '.join(said)})"
 
-    def entropic(self, rule="spline"):
+    def entropic(self, rule: str = "spline") -> Time:
         """Entropic time: phi(sigma) = H[x_0 | x] less its value at sigma[0], nats; eq. 14. See `time`."""
         return self.time("entropic", rule)
 
-    def rescaled(self, rule="spline"):
+    def rescaled(self, rule: str = "spline") -> Time:
         """Rescaled entropic time: the integral of sigma dH = eps2 / sigma^2 dsigma; section 5.3."""
         return self.time("rescaled", rule)
 
-    def time(self, kind, rule="spline"):
+    def time(self, kind: str, rule: str = "spline") -> Time:
         """The `Time` of a kind ("entropic" or "rescaled"), by one of two rules of integration.
 
         "spline", of order 4: the not-a-knot cubic spline of the integrand in log sigma is integrated. An interval on
@@ -197,7 +200,7 @@ class ErrorCurve:
         slope = None if slope is None else slope[:, 0]
         return Time(self.sigma, phi[:, 0], slope, _linear=linear, _combine=self._combine)
 
-    def spectral(self, amplitudes, rule="spline"):
+    def spectral(self, amplitudes: Numbers, rule: str = "spline") -> Time:
         """Spectral rescaled entropic time: every direction's rescaled entropy normalised, then weighted.
 
         phi = sum_d amplitudes[d] phi_d(sigma) / phi_d(sigma[-1]), where phi_d is the rescaled time of
@@ -246,7 +249,7 @@ class ErrorCurve:
             raise ValueError(f'rule = {rule!r}; use "spline", or "left" for the sum of Algorithm 2')
         return cumulative(increments(eps2)), slope, increments, slopes
 
-    def tails(self, kind, entropy=None):
+    def tails(self, kind: str, entropy: float | None = None) -> Tails:
         """Bounds of what phi lacks outside [sigma[0], sigma[-1]]: `Tails(below, above)`, each (lower, upper).
 
         Let snr = 1 / sigma^2 and m(snr) = eps2. Then m' = -E||Cov[x_0 | x]||_F^2 <= -m^2 / D, because a covariance C

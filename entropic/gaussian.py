@@ -10,19 +10,23 @@ true standard deviation,
     Weighted(a)  sum_i m_i c_i^(2 a) (r_i - 1)^2: W2 at a = 1 and, to second order, KL at a = 0
 """
 
+from __future__ import annotations
+
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
 from entropic import _check
 from entropic.curve import ErrorCurve
-from entropic.solvers import find_solver
+from entropic.solvers import Solver, find_solver
+from entropic.types import Numbers
 
 __all__ = [
     "KL",
     "W2",
+    "Goal",
     "Spectrum",
     "Weighted",
     "gaussian_deviation",
@@ -47,10 +51,10 @@ class Weighted:
 
     alpha: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", float(_check.as_float64("alpha", self.alpha)))
 
-    def of_ratios(self, ratio, variances):
+    def of_ratios(self, ratio: torch.Tensor, variances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The term of each direction, and its derivative in the ratio s_i / c_i."""
         weight = variances**self.alpha
         return weight * (ratio - 1) ** 2, 2 * weight * (ratio - 1)
@@ -61,10 +65,10 @@ class _KL:
 
     alpha = 0.0  # of the weighted distance that it equals to second order
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "KL"
 
-    def of_ratios(self, ratio, variances):
+    def of_ratios(self, ratio: torch.Tensor, variances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Weighted.of_ratios`."""
         excess = ratio**2 - 1
         log1p = torch.log1p if isinstance(ratio, torch.Tensor) else np.log1p
@@ -73,6 +77,7 @@ class _KL:
 
 KL = _KL()
 W2 = Weighted(1.0)
+Goal: TypeAlias = Weighted | _KL
 
 
 def goal_of(metric, alpha=None):
@@ -111,7 +116,9 @@ def spectrum(variances, multiplicity=None):
 # The law of a solver
 
 
-def gaussian_law(variances, sigmas, solver="ddim", start="exact"):
+def gaussian_law(
+    variances: Numbers, sigmas: Numbers, solver: str | Solver = "ddim", start: str = "exact"
+) -> torch.Tensor:
     """Variances that a solver gives Gaussian data N(0, diag(variances)), in closed form.
 
     variances (D,) of the data along its principal directions, sigmas (N + 1,) descending to 0, solver a name or a
@@ -144,7 +151,7 @@ def gaussian_law(variances, sigmas, solver="ddim", start="exact"):
     return x.square().sum(0)
 
 
-def gaussian_kl(variances, generated):
+def gaussian_kl(variances: Numbers, generated: Numbers) -> torch.Tensor:
     """KL(N(0, diag(variances)) || N(0, diag(generated))) in nats: the data first. ValueError: variances not above 0."""
     variances, generated = _two_spectra(variances, generated)
     if not ((variances > 0).all() and (generated > 0).all()):
@@ -153,7 +160,7 @@ def gaussian_kl(variances, generated):
     return 0.5 * (excess - torch.log1p(excess)).sum()
 
 
-def gaussian_w2(variances, generated):
+def gaussian_w2(variances: Numbers, generated: Numbers) -> torch.Tensor:
     """Squared 2-Wasserstein distance of the two Gaussians, which is their Frechet distance as FID counts it."""
     variances, generated = _two_spectra(variances, generated)
     if not ((variances >= 0).all() and (generated >= 0).all()):

@@ -1,11 +1,14 @@
 """Gaussian mixtures and point masses whose denoiser, score and squared error are known exactly."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
 import torch
 
 from entropic._check import as_float64, integer
+from entropic.types import Numbers
 
 # Quadrature of p(x; sigma) in one dimension: panels of half a standard deviation of every component, to nine
 # of them (the density left out is below 1e-18), eight Gauss-Legendre nodes a panel.
@@ -29,7 +32,14 @@ class GaussianMixture:
     weights (K,), means (K, D), noise (K,) variances, basis (K, D, r) orthonormal, eigenvalues (K, r) >= 0.
     """
 
-    def __init__(self, weights, means, noise, basis=None, eigenvalues=None):
+    def __init__(
+        self,
+        weights: Numbers | None,
+        means: Numbers,
+        noise: Numbers,
+        basis: torch.Tensor | None = None,
+        eigenvalues: torch.Tensor | None = None,
+    ) -> None:
         means = as_float64("means", means)
         if means.ndim == 1:
             means = means[:, None]
@@ -64,12 +74,12 @@ class GaussianMixture:
         self._line = dim == 1 and k >= 64 and self.rank == 0 and bool((self.noise == self.noise[0]).all())
 
     @classmethod
-    def points(cls, means, weights=None):
+    def points(cls, means: Numbers, weights: Numbers | None = None) -> GaussianMixture:
         """Point masses at `means` (K, D) or (K,), with equal weights unless given."""
         return cls(weights, means, 0.0)
 
     @classmethod
-    def isotropic(cls, means, std, weights=None):
+    def isotropic(cls, means: Numbers, std: Numbers, weights: Numbers | None = None) -> GaussianMixture:
         """Gaussians N(means_k, std_k^2 I); `std` is one number or (K,), in data units."""
         std = as_float64("std", std)
         if not (std >= 0).all():
@@ -77,7 +87,7 @@ class GaussianMixture:
         return cls(weights, means, std.square())
 
     @classmethod
-    def full(cls, means, covariances, weights=None):
+    def full(cls, means: Numbers, covariances: Numbers, weights: Numbers | None = None) -> GaussianMixture:
         """Gaussians N(means_k, covariances_k); `covariances` (K, D, D) symmetric, positive semidefinite."""
         covariances = as_float64("covariances", covariances)
         means = as_float64("means", means)
@@ -98,7 +108,9 @@ class GaussianMixture:
         return cls(weights, means, 0.0, _signed(basis), eigenvalues.clamp_min(0))
 
     @classmethod
-    def low_rank(cls, means, factors, noise, weights=None):
+    def low_rank(
+        cls, means: Numbers, factors: Numbers, noise: Numbers, weights: Numbers | None = None
+    ) -> GaussianMixture:
         """Gaussians N(means_k, noise_k I + factors_k factors_k^T); `factors` (K, D, r) with r < D."""
         means, factors = as_float64("means", means), as_float64("factors", factors)
         if (
@@ -113,7 +125,9 @@ class GaussianMixture:
         return cls(weights, means, noise, _signed(basis), singular.square())
 
     @classmethod
-    def fit_low_rank(cls, x, labels, rank, shared_noise=False):
+    def fit_low_rank(
+        cls, x: Numbers, labels: Numbers, rank: int, shared_noise: bool = False
+    ) -> GaussianMixture:
         """Fit one probabilistic PCA a class by maximum likelihood, in closed form.
 
         x (N, D), labels (N,) integers; `rank` < D leading directions are kept and the mean of the other
@@ -147,11 +161,11 @@ class GaussianMixture:
 
     # Moments and samples of the data
 
-    def mean(self):
+    def mean(self) -> torch.Tensor:
         """Mean of the data, (D,)."""
         return self.weights @ self.means
 
-    def covariance(self):
+    def covariance(self) -> torch.Tensor:
         """Covariance of the data, (D, D): within plus between components."""
         centred = self.means - self.mean()
         scaled = self.basis * (self.weights[:, None] * self.eigenvalues)[:, None, :]
@@ -159,7 +173,7 @@ class GaussianMixture:
         isotropic = (self.weights @ self.noise) * torch.eye(self.dim, dtype=torch.float64)
         return within + isotropic + (self.weights[:, None] * centred).T @ centred
 
-    def standardised(self):
+    def standardised(self) -> GaussianMixture:
         """The same mixture shifted and scaled to mean 0 and mean variance 1 a dimension."""
         scale = (self.covariance().trace() / self.dim).sqrt()
         if scale == 0:
@@ -169,7 +183,7 @@ class GaussianMixture:
             self.weights, means, self.noise / scale**2, self.basis, self.eigenvalues / scale**2
         )
 
-    def reduced(self):
+    def reduced(self) -> tuple[GaussianMixture, torch.Tensor]:
         """The mixture in the subspace that holds its means and bases, and that subspace's frame (D, q).
 
         Only for components that share one isotropic variance: orthogonal to the frame the data is then
@@ -183,7 +197,7 @@ class GaussianMixture:
         basis = torch.einsum("dq,kdr->kqr", frame, self.basis)
         return GaussianMixture(self.weights, self.means @ frame, self.noise, basis, self.eigenvalues), frame
 
-    def sample(self, n, generator):
+    def sample(self, n: int, generator: torch.Generator | None) -> torch.Tensor:
         """Draw `n` data points, (n, D), with the given torch generator."""
         n = integer("n", n, 1)
         label = torch.multinomial(self.weights, n, replacement=True, generator=generator)
@@ -197,7 +211,7 @@ class GaussianMixture:
 
     # What a diffusion model learns, exactly
 
-    def log_density(self, x, sigma=0.0):
+    def log_density(self, x: Numbers, sigma: Numbers = 0.0) -> torch.Tensor:
         """log p(x; sigma) of the noised data, nats; x (N, D) -> (N,).
 
         On a line, with one width for all components and one sigma, a point sums only the components that
@@ -208,11 +222,11 @@ class GaussianMixture:
             return self._log_density_on_line(x[:, 0], sigma)
         return self._joint(x, sigma)[0].logsumexp(1)
 
-    def responsibilities(self, x, sigma):
+    def responsibilities(self, x: Numbers, sigma: Numbers) -> torch.Tensor:
         """Posterior probability of every component given x, (N, K)."""
         return self._joint(*self._inputs(x, sigma))[0].softmax(1)
 
-    def score(self, x, sigma):
+    def score(self, x: Numbers, sigma: Numbers) -> torch.Tensor:
         """Gradient of log p(x; sigma), (N, D)."""
         x, sigma = self._inputs(x, sigma)
         joint, along = self._joint(x, sigma)
@@ -222,13 +236,13 @@ class GaussianMixture:
             x, joint.softmax(1), along, torch.zeros_like(self.means), -inverse, -1 / directions
         )
 
-    def denoiser(self, x, sigma):
+    def denoiser(self, x: Numbers, sigma: Numbers) -> torch.Tensor:
         """D(x; sigma) = E[x0 | x], (N, D)."""
         x, sigma = self._inputs(x, sigma)
         joint, along = self._joint(x, sigma)
         return self._combine(x, joint.softmax(1), along, self.means, *self._gains(sigma))
 
-    def posterior_covariance(self, x, sigma):
+    def posterior_covariance(self, x: Numbers, sigma: Numbers) -> torch.Tensor:
         """Cov[x0 | x], (N, D, D). By Tweedie's second identity (App. G) sigma^2 (I + sigma^2 Hess log p)."""
         x, sigma = self._inputs(x, sigma)
         joint, along = self._joint(x, sigma)
@@ -242,7 +256,7 @@ class GaussianMixture:
         centred = self._centred_means(x, gamma, along, sigma)
         return within + torch.einsum("nk,nki,nkj->nij", gamma, centred, centred)
 
-    def posterior_variance(self, x, sigma):
+    def posterior_variance(self, x: Numbers, sigma: Numbers) -> torch.Tensor:
         """Trace of Cov[x0 | x], (N,): the squared error that no denoiser can undercut at x."""
         x, sigma = self._inputs(x, sigma)
         rows = max(1, 2**24 // (len(self.weights) * self.dim))
@@ -255,7 +269,7 @@ class GaussianMixture:
 
     # Averages over p(x; sigma)
 
-    def quadrature(self, sigma):
+    def quadrature(self, sigma: Numbers) -> tuple[torch.Tensor, torch.Tensor]:
         """Nodes (n, 1) and weights (n,) that integrate smooth functions times p(x; sigma); one dimension.
 
         Composite Gauss-Legendre whose panels follow every component's own width, so that a narrow
@@ -281,7 +295,7 @@ class GaussianMixture:
         half, middle = half[keep, None], middle[keep, None]
         return (middle + half * node).reshape(-1, 1), (half * weight).flatten()
 
-    def eps2(self, sigma):
+    def eps2(self, sigma: Numbers) -> torch.Tensor:
         """E||x0 - D(x; sigma)||^2 by quadrature, shaped like `sigma`; one dimension."""
 
         def error(x, sigma):
@@ -295,7 +309,9 @@ class GaussianMixture:
 
         return self._integrate(error, sigma)
 
-    def eps2_monte_carlo(self, sigma, n, generator):
+    def eps2_monte_carlo(
+        self, sigma: Numbers, n: int, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """E||x0 - D(x; sigma)||^2 and its standard error from `n` samples, both shaped like `sigma`.
 
         Averages the posterior variance (less noisy than the squared error), with the same samples
@@ -308,7 +324,7 @@ class GaussianMixture:
         values = torch.stack([self.posterior_variance(x0 + s * z, s) for s in sigma.reshape(-1)])
         return values.mean(1).reshape(sigma.shape), (values.std(1) / n**0.5).reshape(sigma.shape)
 
-    def marginal_entropy(self, sigma):
+    def marginal_entropy(self, sigma: Numbers) -> torch.Tensor:
         """H[x] of the noised data by quadrature, nats, shaped like `sigma`; one dimension."""
 
         def surprise(x, sigma):
@@ -317,7 +333,7 @@ class GaussianMixture:
 
         return self._integrate(surprise, sigma)
 
-    def conditional_entropy(self, sigma):
+    def conditional_entropy(self, sigma: Numbers) -> torch.Tensor:
         """H[x0 | x] at noise sigma by quadrature, nats, shaped like `sigma`; one dimension.
 
         Discrete for point masses, differential for Gaussians. Source: eq. 7.

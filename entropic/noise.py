@@ -1,10 +1,13 @@
 """Forward processes in their own time t: the scale s(t), the noise level sigma(t), and changes of time."""
 
+from __future__ import annotations
+
 import math
 
 import torch
 
 from entropic._check import as_float64, check_finite, inside, integer, positive, sigma_range
+from entropic.types import Map, Numbers
 
 
 class Process:
@@ -19,7 +22,16 @@ class Process:
     range, a value that is not finite. Source: section 2, in the notation of Karras et al. (2022), eq. 4.
     """
 
-    def __init__(self, name, s, sigma, t_of_sigma, t_min, t_max, knots=None):
+    def __init__(
+        self,
+        name: str,
+        s: Map,
+        sigma: Map,
+        t_of_sigma: Map,
+        t_min: float,
+        t_max: float,
+        knots: Numbers | None = None,
+    ) -> None:
         self.name, self.t_min, self.t_max = name, float(t_min), float(t_max)
         if not self.t_min < self.t_max:
             raise ValueError(f"t_min = {t_min} is not below t_max = {t_max}; pass an interval of time")
@@ -29,15 +41,15 @@ class Process:
     def __repr__(self):
         return f"Process({self.name!r}, t in [{self.t_min:g}, {self.t_max:g}])"
 
-    def s(self, t):
+    def s(self, t: Numbers) -> torch.Tensor:
         """Scale of the signal, shaped like t."""
         return self._s(self._inside(t))
 
-    def sigma(self, t):
+    def sigma(self, t: Numbers) -> torch.Tensor:
         """Noise level in data units (the standard deviation of x_t / s given x_0), shaped like t."""
         return self._sigma(self._inside(t))
 
-    def t(self, sigma):
+    def t(self, sigma: Numbers) -> torch.Tensor:
         """The time at which the noise level is sigma: the inverse of `sigma`."""
         sigma = as_float64("sigma", sigma)
         ends = self._sigma(torch.tensor([self.t_min, self.t_max], dtype=torch.float64))
@@ -45,22 +57,22 @@ class Process:
         said = f"; {self.name} has noise from {low:g} to {high:g}"
         return self._t(inside("sigma", sigma, low, high, said, 1e-12)).clamp(self.t_min, self.t_max)
 
-    def sigma_rate(self, t):
+    def sigma_rate(self, t: Numbers) -> torch.Tensor:
         """The derivative sigma'(t)."""
         return self._finite("sigma_rate", t, _derivative(self._sigma, self._inside(t)))
 
-    def drift(self, t):
+    def drift(self, t: Numbers) -> torch.Tensor:
         """The factor s'/s of x in the drift; the drift itself is drift(t) * x."""
         t = self._inside(t)
         return self._finite("drift", t, _derivative(self._s, t) / self._s(t))
 
-    def diffusion(self, t):
+    def diffusion(self, t: Numbers) -> torch.Tensor:
         """The coefficient g = s sqrt(2 sigma' sigma) of dW."""
         t = self._inside(t)
         product = 2 * _derivative(self._sigma, t) * self._sigma(t)
         return self._finite("diffusion", t, self._s(t) * product.sqrt())
 
-    def coefficients_in_time(self, t, rate):
+    def coefficients_in_time(self, t: Numbers, rate: Numbers) -> tuple[torch.Tensor, torch.Tensor]:
         """(s'/s / rate, g / sqrt(rate)): drift factor and diffusion at t in another time tau, dtau/dt = rate > 0.
 
         Where `rate` is that of the conditional entropy, Theorem 5.2 says that these two are the same for all processes
@@ -96,17 +108,17 @@ def _preserving(sigma):
     return lambda t: (1 + sigma(t).square()).rsqrt()
 
 
-def edm():
+def edm() -> Process:
     """s = 1, sigma = t: time is the noise level (Karras et al. 2022)."""
     return Process("EDM", _ones, lambda t: t, lambda sigma: sigma, 0.0, math.inf)
 
 
-def ve_sqrt():
+def ve_sqrt() -> Process:
     """s = 1, sigma = sqrt(t): plain Brownian motion, the VE column of Karras et al. (2022), table 1."""
     return Process("VE sqrt", _ones, torch.sqrt, torch.square, 0.0, math.inf)
 
 
-def ve_geometric(sigma_min=0.002, sigma_max=80.0):
+def ve_geometric(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Process:
     """s = 1, sigma = sigma_min (sigma_max / sigma_min)^t for t in [0, 1] (Song et al. 2021, VE SDE)."""
     low, high = sigma_range(sigma_min, sigma_max)
     span = math.log(high / low)
@@ -120,7 +132,7 @@ def ve_geometric(sigma_min=0.002, sigma_max=80.0):
     )
 
 
-def vp_linear(beta_d=19.9, beta_min=0.1):
+def vp_linear(beta_d: float = 19.9, beta_min: float = 0.1) -> Process:
     """s = 1 / sqrt(1 + sigma^2), sigma^2 = exp(beta_d t^2 / 2 + beta_min t) - 1 for t in [0, 1].
 
     The VP SDE of Song et al. (2021) with beta(t) = beta_min + beta_d t, and the linear schedule of DDPM.
@@ -138,7 +150,7 @@ def vp_linear(beta_d=19.9, beta_min=0.1):
     return Process("VP linear", _preserving(sigma), sigma, t_of_sigma, 0.0, 1.0)
 
 
-def vp_cosine(offset=0.008):
+def vp_cosine(offset: float = 0.008) -> Process:
     """s = cos a(t) / cos a(0), a(t) = (pi/2) (t + offset) / (1 + offset), sigma^2 = 1/s^2 - 1, t in [0, 1].
 
     Source: Nichol and Dhariwal (2021), eq. 17, without their clipping. With offset = 0 it is
@@ -167,7 +179,7 @@ def vp_cosine(offset=0.008):
     return Process("VP cosine", s, sigma, t_of_sigma, 0.0, 1.0)
 
 
-def iddpm(M=1000):
+def iddpm(M: int = 1000) -> Process:
     """The table of iDDPM as Karras et al. (2022) describe it: t = k / M has sigma = u_{M-k}, k = 1..M.
 
     u_M = 0, u_{j-1}^2 + 1 = (u_j^2 + 1) / max(abar_{j-1} / abar_j, 0.001), with
@@ -196,14 +208,14 @@ def iddpm(M=1000):
     return Process("iDDPM", _preserving(sigma), sigma, t_of_sigma, 1 / M, 1.0, knots)
 
 
-def flow_matching():
+def flow_matching() -> Process:
     """s = 1 - t, sigma = t / (1 - t), t in [0, 1]: x_t = (1 - t) x_0 + t z (Lipman et al. 2023; t = 0 are the data)."""
     return Process(
         "flow matching", lambda t: 1 - t, lambda t: t / (1 - t), lambda sigma: 1 / (1 + 1 / sigma), 0.0, 1.0
     )
 
 
-def change_of_time(process, phi, phi_inverse):
+def change_of_time(process: Process, phi: Map, phi_inverse: Map) -> Process:
     """The same SDE in the time tau = phi(t): s(phi_inverse(tau)) and sigma(phi_inverse(tau)).
 
     `phi` and `phi_inverse` increase and are inverse to each other. They act entry by entry on float64 tensors, in torch

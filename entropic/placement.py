@@ -19,6 +19,8 @@ rho = (2 p + 1) / (2 alpha - 2 / a): EDM's family (rho = infinity: uniform in lo
 g proportional to sigma^(1 - 2 / a) there, if a > 1: the best for a first-order solver at alpha = 3/2 - 2/a.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 
@@ -26,10 +28,13 @@ import numpy as np
 import torch
 
 from entropic import _check
-from entropic.gaussian import Weighted, goal_of, implied_spectrum, misfit, spectrum
+from entropic.curve import ErrorCurve
+from entropic.gaussian import Goal, Weighted, goal_of, implied_spectrum, misfit, spectrum
+from entropic.progress import progress_bar
 from entropic.schedules import arctan_sigmas, edm_sigmas, ending_in_zero, log_sigmas, time_sigmas
-from entropic.solvers import find_solver
+from entropic.solvers import Solver, find_solver
 from entropic.times import Time, cumulative, spline_increments
+from entropic.types import Numbers
 
 __all__ = ["DEFAULT", "METHODS", "Plan", "Policy", "gaussian_optimal_sigmas", "plan", "solver_aware_sigmas"]
 
@@ -60,7 +65,7 @@ class Policy:
     misfit: float = 0.01
     few: int = 64
     hedged: int = 4
-    always_robust: tuple = (("heun", 4),)
+    always_robust: tuple[tuple[str, int], ...] = (("heun", 4),)
     least_step: float = 0.5
 
 
@@ -78,7 +83,7 @@ class Plan:
 
     sigmas: torch.Tensor
     method: str
-    goal: object
+    goal: Goal
     solver: str
     misfit: float | None
     spread: float | None
@@ -90,7 +95,7 @@ class Plan:
             f"method {self.method}, solver {self.solver}, goal {self.goal}; explain() says why)"
         )
 
-    def explain(self):
+    def explain(self) -> str:
         """The choice in a few lines of text."""
         lines = [
             f"{len(self.sigmas) - 1} levels for {self.solver}, method {self.method}, goal {self.goal}.",
@@ -104,19 +109,19 @@ class Plan:
 
 
 def plan(
-    n,
-    curve,
-    solver="ddim",
-    goal=None,
-    sigma_min=None,
-    sigma_max=None,
+    n: int,
+    curve: ErrorCurve,
+    solver: str | Solver = "ddim",
+    goal: Goal | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     *,
-    multiplicity=None,
-    method="auto",
-    spread=None,
-    free_end=False,
-    policy=DEFAULT,
-):
+    multiplicity: Numbers | None = None,
+    method: str = "auto",
+    spread: float | None = None,
+    free_end: bool = False,
+    policy: Policy = DEFAULT,
+) -> Plan:
     """The `Plan` of n levels, then 0, that suit a solver and a goal, from an `ErrorCurve` that covers their range.
 
     solver: a name or a `Solver`. goal: `KL`, `W2` or `Weighted(alpha)`; Weighted(policy.alpha) unless given.
@@ -205,19 +210,19 @@ def _method(method, n, solver, found, policy):
 
 
 def solver_aware_sigmas(
-    curve,
-    n,
-    solver="ddim",
-    metric=None,
-    sigma_min=None,
-    sigma_max=None,
+    curve: ErrorCurve,
+    n: int,
+    solver: str | Solver = "ddim",
+    metric: str | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     *,
-    alpha=None,
-    multiplicity=None,
-    method="auto",
-    spread=None,
-    free_end=False,
-):
+    alpha: float | None = None,
+    multiplicity: Numbers | None = None,
+    method: str = "auto",
+    spread: float | None = None,
+    free_end: bool = False,
+) -> torch.Tensor:
     """The levels of `plan`, (n + 1,): the short form, with the goal as a metric.
 
     metric "kl" or "w2", or `alpha` for Weighted(alpha); Weighted(0.75) where neither is given: what the features of an
@@ -230,17 +235,17 @@ def solver_aware_sigmas(
 
 
 def gaussian_optimal_sigmas(
-    variances,
-    n,
-    solver="ddim",
-    metric="kl",
-    sigma_min=0.002,
-    sigma_max=80.0,
+    variances: Numbers,
+    n: int,
+    solver: str | Solver = "ddim",
+    metric: str = "kl",
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
     *,
-    alpha=None,
-    multiplicity=None,
-    free_end=False,
-):
+    alpha: float | None = None,
+    multiplicity: Numbers | None = None,
+    free_end: bool = False,
+) -> torch.Tensor:
     """The n levels, then 0, that minimise `gaussian_deviation`, its ends fixed at sigma_max and sigma_min.
 
     variances (K,) >= 0 of the data along its principal directions, multiplicity (K,) > 0 or one each. With `free_end`
@@ -433,6 +438,17 @@ def _search(data, deviation, n, solver, goal, low, high, free_end, least=0.0):
         yield edm_sigmas(n, low, high)
         yield arctan_sigmas(n, low, high, c=middle.clamp(low, high))
 
+    with progress_bar(f"search of {n} levels", "grid") as bar:
+
+        def counted(logs):
+            bar.update()
+            return deviation(logs)
+
+        return _best(counted, starts, variances, middle, n, low, high, free_end, least)
+
+
+def _best(deviation, starts, variances, middle, n, low, high, free_end, least):
+    """The grid of the least deviation that descents from `starts(last level)` find."""
     if n == 2:
         only = ending_in_zero(torch.tensor([high, low], dtype=torch.float64))
         found = [(deviation(only[:-1].log().numpy())[0], only)]

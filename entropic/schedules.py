@@ -5,55 +5,71 @@ Every function raises ValueError for n < 2, for a range that is not 0 < sigma_mi
 curve or process does not cover the range.
 """
 
+from __future__ import annotations
+
 import torch
 
 from entropic._check import as_float64, integer, positive, sigma_range
-from entropic.noise import edm, vp_cosine, vp_linear
+from entropic.curve import ErrorCurve
+from entropic.noise import Process, edm, vp_cosine, vp_linear
+from entropic.types import Numbers
 
 
-def edm_sigmas(n, sigma_min=0.002, sigma_max=80.0, rho=7.0):
+def edm_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> torch.Tensor:
     """EDM: the levels are uniform in sigma^(1 / rho). Source: Karras et al. (2022), eq. 5."""
     rho = positive("rho", rho)
     return uniform_in(n, sigma_min, sigma_max, lambda sigma: sigma ** (1 / rho), lambda tau: tau**rho)
 
 
-def linear_sigmas(n, sigma_min=0.002, sigma_max=80.0):
+def linear_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> torch.Tensor:
     """The levels are uniform in sigma, which is the standard time of the EDM process."""
     return uniform_sigmas(n, edm(), sigma_min, sigma_max)
 
 
-def log_sigmas(n, sigma_min=0.002, sigma_max=80.0):
+def log_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> torch.Tensor:
     """The levels are uniform in log sigma: they form a geometric sequence."""
     return uniform_in(n, sigma_min, sigma_max, torch.log, torch.exp)
 
 
-def cosine_sigmas(n, sigma_min=0.002, sigma_max=80.0):
+def cosine_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> torch.Tensor:
     """The levels are uniform in the time of the cosine process (Nichol and Dhariwal 2021)."""
     return uniform_sigmas(n, vp_cosine(), sigma_min, sigma_max)
 
 
-def vp_sigmas(n, sigma_min=0.002, sigma_max=80.0, beta_d=19.9, beta_min=0.1):
+def vp_sigmas(
+    n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, beta_d: float = 19.9, beta_min: float = 0.1
+) -> torch.Tensor:
     """The levels are uniform in the time of the linear VP process (Song et al. 2021)."""
     return uniform_sigmas(n, vp_linear(beta_d, beta_min), sigma_min, sigma_max)
 
 
-def arctan_sigmas(n, sigma_min=0.002, sigma_max=80.0, c=1.0):
+def arctan_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, c: float = 1.0) -> torch.Tensor:
     """The levels are uniform in arctan(sigma / c), optimal for data N(0, c^2 I). Source: eq. 6, Theorem C.1."""
     c = positive("c", c)
     return uniform_in(n, sigma_min, sigma_max, lambda sigma: (sigma / c).atan(), lambda tau: c * tau.tan())
 
 
-def entropic_sigmas(n, curve, sigma_min=None, sigma_max=None):
+def entropic_sigmas(
+    n: int, curve: ErrorCurve, sigma_min: float | None = None, sigma_max: float | None = None
+) -> torch.Tensor:
     """The levels are uniform in the conditional entropy of an `ErrorCurve`. Source: section 5.3."""
     return time_sigmas(n, curve.entropic(), sigma_min, sigma_max)
 
 
-def rescaled_sigmas(n, curve, sigma_min=None, sigma_max=None):
+def rescaled_sigmas(
+    n: int, curve: ErrorCurve, sigma_min: float | None = None, sigma_max: float | None = None
+) -> torch.Tensor:
     """The levels are uniform in the rescaled entropy of an `ErrorCurve`. Source: section 5.3."""
     return time_sigmas(n, curve.rescaled(), sigma_min, sigma_max)
 
 
-def spectral_sigmas(n, curve, amplitudes, sigma_min=None, sigma_max=None):
+def spectral_sigmas(
+    n: int,
+    curve: ErrorCurve,
+    amplitudes: Numbers,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> torch.Tensor:
     """The levels are uniform in the spectral rescaled entropy of a curve with directions. Source: section 5.4."""
     return time_sigmas(n, curve.spectral(amplitudes), sigma_min, sigma_max)
 
@@ -63,7 +79,9 @@ def time_sigmas(n, time, sigma_min=None, sigma_max=None):
     return ending_in_zero(time.place(n, sigma_min, sigma_max))
 
 
-def uniform_sigmas(n, process, sigma_min=0.002, sigma_max=80.0):
+def uniform_sigmas(
+    n: int, process: Process, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> torch.Tensor:
     """The levels are uniform in the own t of a process, the "standard time" of the paper."""
     return uniform_in(n, sigma_min, sigma_max, process.t, process.sigma)
 

@@ -12,6 +12,8 @@ reproduce exact laws. They record a graph for autograd only where x requires a g
 the state, and what it returns is copied: it may write into its argument and reuse its own memory.
 """
 
+from __future__ import annotations
+
 import cmath
 import dataclasses
 import functools
@@ -20,12 +22,13 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from entropic import _check
+from entropic.types import Denoiser, Generators, Numbers
 
 __all__ = [
     "DDIM",
@@ -43,8 +46,6 @@ __all__ = [
     "sample_heun",
 ]
 
-Denoiser = Callable[[torch.Tensor, float], torch.Tensor]
-
 
 class Move(NamedTuple):
     """What one step gives: the law N(mean, std^2) of the next state, the denoised state, and the past of the next step.
@@ -52,10 +53,10 @@ class Move(NamedTuple):
     std is 0 for a deterministic solver. past: pairs (denoised, sigma), the newest first, as many as the solver uses.
     """
 
-    mean: object
-    std: object
-    denoised: object
-    past: tuple
+    mean: Any
+    std: Any
+    denoised: Any
+    past: tuple[Any, ...]
 
 
 class Step(NamedTuple):
@@ -86,20 +87,22 @@ class Solver:
 
     name: str
     order: int
-    rule: Callable
+    rule: Callable[..., tuple[Any, Any]]
     stochastic: bool = False
     evaluations: int = 1
     memory: int = 0
 
-    def calls(self, n):
+    def calls(self, n: int) -> int:
         """Denoiser calls of a schedule of n levels above 0: the step to 0 takes one."""
         return self.evaluations * (_check.integer("n", n, 1) - 1) + 1
 
-    def levels(self, calls):
+    def levels(self, calls: int) -> int:
         """The largest number of levels whose cost is at most `calls` denoiser calls."""
         return (_check.integer("calls", calls, 1) - 1) // self.evaluations + 1
 
-    def step(self, denoise, x, sigma, sigma_next, past=()):
+    def step(
+        self, denoise: Callable[..., Any], x: Any, sigma: Any, sigma_next: Any, past: tuple[Any, ...] = ()
+    ) -> Move:
         """One step from sigma to sigma_next, a `Move`; pure: no argument is changed."""
         denoised = denoise(x, sigma)
         if isinstance(sigma_next, (int, float)) and sigma_next == 0:
@@ -107,7 +110,16 @@ class Solver:
         mean, std = self.rule(denoise, x, sigma, sigma_next, denoised, past)
         return Move(mean, std, denoised, ((denoised, sigma), *past)[: self.memory])
 
-    def sample(self, denoiser, x, sigmas, *, labels=None, generator=None, callback=None):
+    def sample(
+        self,
+        denoiser: Denoiser,
+        x: torch.Tensor,
+        sigmas: Numbers,
+        *,
+        labels: Any = None,
+        generator: Generators = None,
+        callback: Callable[[Step], object] | None = None,
+    ) -> torch.Tensor:
         """The state at sigma 0 that this solver reaches from x at sigmas[0].
 
         denoiser(x, sigma), or denoiser(x, sigma, labels) where `labels` are given; x (N, ...) floating, sigmas (n + 1,)
@@ -119,7 +131,7 @@ class Solver:
         """
         return _walk(self, denoiser, x, sigmas, labels, generator, callback)
 
-    def leading_error(self, u):
+    def leading_error(self, u: Numbers) -> torch.Tensor:
         """k(u) = C sigma^(order + 1), where C h^(order + 1) is the relative error of one short step on Gaussian data.
 
         u (...) = c^2 / (c^2 + sigma^2) in [0, 1], c the data's standard deviation; float64. The error is that of the
@@ -239,7 +251,7 @@ _ALIASES = {
 }
 
 
-def find_solver(solver):
+def find_solver(solver: str | Solver) -> Solver:
     """The `Solver` of a name, or a `Solver` itself.
 
     Names: "ddim", "ddim_stochastic", "heun", "dpmpp_2m", and those that diffusers, k-diffusion, ComfyUI and A1111 have
@@ -265,8 +277,8 @@ def sample_ddim(
     x: torch.Tensor,
     sigmas: torch.Tensor,
     *,
-    labels=None,
-    generator=None,
+    labels: Any = None,
+    generator: Generators = None,
     callback: Callable[[Step], object] | None = None,
 ) -> torch.Tensor:
     """Deterministic DDIM, the Euler scheme in sigma: order 1, len(sigmas) - 1 denoiser calls.
@@ -282,7 +294,7 @@ def sample_ddim_stochastic(
     x: torch.Tensor,
     sigmas: torch.Tensor,
     *,
-    labels=None,
+    labels: Any = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     callback: Callable[[Step], object] | None = None,
 ) -> torch.Tensor:
@@ -299,7 +311,7 @@ def sample_heun(
     x: torch.Tensor,
     sigmas: torch.Tensor,
     *,
-    labels=None,
+    labels: Any = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     callback: Callable[[Step], object] | None = None,
     s_churn: float = 0.0,
@@ -332,8 +344,8 @@ def sample_dpmpp_2m(
     x: torch.Tensor,
     sigmas: torch.Tensor,
     *,
-    labels=None,
-    generator=None,
+    labels: Any = None,
+    generator: Generators = None,
     callback: Callable[[Step], object] | None = None,
 ) -> torch.Tensor:
     """DPM-Solver++(2M), multistep in lambda = -log(sigma): order 2, len(sigmas) - 1 denoiser calls.

@@ -3,10 +3,15 @@
 Entropies are in nats, sigma is in data units. ValueError: levels outside the range of a time, and other bad arguments.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import torch
 
 from entropic._check import SLACK, as_float64, ascending, inside, integer, levels, sigma_range
+from entropic.types import Numbers
 
 # dphi / dsigma = eps2 / sigma^power
 POWER = {"entropic": 3, "rescaled": 2}
@@ -22,7 +27,15 @@ class Time:
     `_linear`: the matrices that make phi and slope out of eps2; `_combine`: standard errors of rows w @ eps2.
     """
 
-    def __init__(self, sigma, phi, slope=None, *, _linear=None, _combine=None):
+    def __init__(
+        self,
+        sigma: Numbers,
+        phi: Numbers,
+        slope: Numbers | None = None,
+        *,
+        _linear: Any = None,
+        _combine: Any = None,
+    ) -> None:
         self.sigma, self.phi = ascending(sigma), as_float64("phi", phi)
         if self.phi.shape != self.sigma.shape:
             shapes = tuple(self.sigma.shape), tuple(self.phi.shape)
@@ -77,22 +90,22 @@ class Time:
             said.append("stderr")
         return f"Time({', '.join(said)})"
 
-    def phi_at(self, sigma):
+    def phi_at(self, sigma: Numbers) -> torch.Tensor:
         """phi at noise levels within the range of the knots, shaped like `sigma`."""
         index, u = self._locate(sigma)
         return self.phi[index] + self._risen(index, u)
 
-    def rate_at(self, sigma):
+    def rate_at(self, sigma: Numbers) -> torch.Tensor:
         """dphi / dsigma at noise levels within the range of the knots, shaped like `sigma`."""
         index, u = self._locate(sigma)
         rate = self._rate(index, u) / self._h[index]
         return rate / as_float64("sigma", sigma) if self._log else rate
 
-    def stderr_at(self, sigma):
+    def stderr_at(self, sigma: Numbers) -> torch.Tensor:
         """Standard error of phi(sigma) - phi(lowest knot) at noise levels, (m,) for m levels."""
         return self._combine(self._functional(sigma))
 
-    def sigma_at(self, phi):
+    def sigma_at(self, phi: Numbers) -> torch.Tensor:
         """The noise level at which time phi is reached: the inverse of `phi_at`, shaped like `phi`."""
         phi = as_float64("phi", phi)
         low, high = self.phi[0].item(), self.phi[-1].item()
@@ -120,7 +133,7 @@ class Time:
         value = ends[0] * (self._h[index] * u).exp() if self._log else ends[0] + self._h[index] * u
         return torch.minimum(torch.maximum(value, ends[0]), ends[1])
 
-    def place(self, n, sigma_min=None, sigma_max=None):
+    def place(self, n: int, sigma_min: float | None = None, sigma_max: float | None = None) -> torch.Tensor:
         """`n` noise levels at equal distances in phi, descending from sigma_max to sigma_min, (n,).
 
         This is Algorithm 1 without the 0 that it ends in. The range is that of the knots unless given. ValueError: a
@@ -129,7 +142,9 @@ class Time:
         sigma, _ = self._placed(n, sigma_min, sigma_max)
         return sigma
 
-    def place_stderr(self, n, sigma_min=None, sigma_max=None):
+    def place_stderr(
+        self, n: int, sigma_min: float | None = None, sigma_max: float | None = None
+    ) -> torch.Tensor:
         """Standard errors of the levels that `place` returns, (n,), by the delta method; 0 at both ends."""
         sigma, share = self._placed(n, sigma_min, sigma_max)
         weights = self._functional(sigma)

@@ -1,6 +1,7 @@
 """Runs the notebooks, says how they stand, and checks their results against the committed ones.
 
     python notebooks/run.py run NAME [--profile default] [-p parameter value ...]
+    python notebooks/run.py run NAME --help         list its parameters
     python notebooks/run.py run all [--profile default] [--jobs 2]
     python notebooks/run.py run changed [--profile default] [--jobs 2]
                                             run those that are out of date
@@ -8,13 +9,16 @@
     python notebooks/run.py record NAME [--as FOLDER] [-p parameter value ...]
                                             run in the profile "recorded", keep the data in book/results/FOLDER
     python notebooks/run.py status
+    python notebooks/run.py serve [--port 8000]
     python notebooks/run.py expected        copy the results of the book to book/expected
     python notebooks/run.py compare RESULTS  compare a folder of results with book/expected
 
 `notebooks/book.yml` lists the pages NAME. A run executes the page's notebook in a folder of its own. Only where every
-cell succeeded does it become `BOOK/notebooks/NAME.ipynb`, with its figures and data under `BOOK/_build/results/NAME/`;
-a failed run leaves neither, and is kept for a look under `BOOK/_build/failed/`. `BOOK/_build/runs/NAME.json` records
-how it went, and a hash of everything that the results depend on: a page is out of date when one of these has changed.
+cell succeeded does it become `BOOK/notebooks/NAME.ipynb`, with its figures and data under `BOOK/_build/results/NAME/`.
+A run that fails or is killed leaves the last good page and its results as they were; a failed notebook is kept for a
+look under `BOOK/_build/failed/`. `BOOK/_build/runs/NAME.json` records how the last run went, with a hash of everything
+that the results depend on (a page is out of date when one of these has changed), and under "page" the run that the
+page is of, where that is an earlier one.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [path for path in (str(ROOT), str(HERE)) if path not in sys.path]
 
-from studies.pages import Page, page, pages  # noqa: E402
+from studies.pages import Page, page, pages, profiles  # noqa: E402
 from studies.parameters import Refused, read_yaml, take_overrides  # noqa: E402
 from studies.sources import Tree, inputs  # noqa: E402
 
@@ -74,6 +78,7 @@ def _run(one: Page, profile, overrides, parameters, environment, book, scratch) 
     for folder in (target.parent, results.parent, stamp.parent, failed.parent):
         folder.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
+    good = _good_run(stamp) if target.is_file() and results.is_dir() else None
     record = {
         "notebook": name,
         "state": "running",
@@ -84,7 +89,7 @@ def _run(one: Page, profile, overrides, parameters, environment, book, scratch) 
         "parameters": parameters,
         "inputs": inputs(one, parameters, results.parent, Tree()),
     }
-    _write_json(stamp, record)
+    _write_json(stamp, record | ({"page": good} if good else {}))
     out, source, executed = scratch / "results", scratch / "source.ipynb", scratch / f"{name}.ipynb"
     out.mkdir()
     _write_json(source, one.notebook(parameters))
@@ -94,13 +99,12 @@ def _run(one: Page, profile, overrides, parameters, environment, book, scratch) 
     os.environ.update(environment | {"ENTROPIC_RUN": json.dumps(about)})
     error = _execute(source, executed, str(scratch), label)
     record["duration"] = round(time.time() - started, 1)
-    shutil.rmtree(results, ignore_errors=True)
     if error:
-        target.unlink(missing_ok=True)
         if executed.exists():
             executed.replace(failed)
-        record |= {"state": "failed", "error": error.splitlines()[-1]}
+        record |= {"state": "failed", "error": error.splitlines()[-1]} | ({"page": good} if good else {})
     else:
+        shutil.rmtree(results, ignore_errors=True)
         out.replace(results)
         executed.replace(target)
         record["state"] = "ok"
@@ -108,9 +112,25 @@ def _run(one: Page, profile, overrides, parameters, environment, book, scratch) 
     if error:
         _say(f"{label}: FAILED after {record['duration']} s\n{error}")
         _say(f"(the notebook as far as it came: {_short(failed)})")
+        if good:
+            _say(f"(the page is still that of {_when(good)}: {_short(target)})")
     else:
         _say(f"{label}: done in {record['duration']} s")
+        _say(f"  page:    {_short(target)} (make book shows it)\n  results: {_short(results)}/")
     return not error
+
+
+def _good_run(stamp: Path) -> dict | None:
+    """The record of the run that the page of a book is of: the last that succeeded; None where there is none."""
+    try:
+        record = json.loads(stamp.read_text("utf-8"))
+        return record if record["state"] == "ok" else record.get("page")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _when(record: dict) -> str:
+    return datetime.fromisoformat(record["started"]).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def run_all(profile: str, book: Path, jobs: int, changed: bool) -> bool:
@@ -328,10 +348,10 @@ def status(one: Page, book: Path, tree: Tree) -> dict:
         overrides, known = record["overrides"], record["inputs"]
     except (OSError, ValueError, KeyError, TypeError):
         return {"state": "not run", "why": ""}
-    if told == "running":
-        return {**record, "state": "running", "why": "or was interrupted"}
-    if told == "failed":
-        return {**record, "why": record.get("error", "")}
+    if told in ("running", "failed"):
+        why = "or was interrupted" if told == "running" else record.get("error", "")
+        kept = f" (the page is stale, of {_when(record['page'])})" if record.get("page") else ""
+        return {**record, "state": told, "why": f"{why}{kept}"}
     if not target.is_file() or not (results / one.name).is_dir():
         return {**record, "state": "not run", "why": ""}
     try:
@@ -366,7 +386,7 @@ def print_status(book: Path):
     for name, state in states.items():
         when = "-"
         if "started" in state:
-            when = datetime.fromisoformat(state["started"]).astimezone().strftime("%Y-%m-%d %H:%M")
+            when = _when(state)
         took = f"{state['duration']:.0f} s" if "duration" in state else "-"
         changed = "".join(f" {key}={value}" for key, value in state.get("overrides", {}).items())
         rows.append((name, state["state"], when, took, state.get("profile", "-") + changed, state["why"]))
@@ -507,7 +527,39 @@ def html(book: Path) -> bool:
     return True
 
 
+def serve(book: Path, port: int):
+    """Serve the html of the book on 127.0.0.1 until Ctrl-C. Refused: there is none yet, or the port is in use."""
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    built = book / "_build" / "html"
+    if not (built / "index.html").is_file():
+        raise Refused("there is no book yet: make book")
+    try:
+        server = ThreadingHTTPServer(
+            ("127.0.0.1", port), partial(SimpleHTTPRequestHandler, directory=str(built))
+        )
+    except (OSError, OverflowError) as error:
+        reason = "in use, perhaps by an earlier make serve" if error.__class__ is OSError else str(error)
+        raise Refused(
+            f"port {port} cannot be served ({reason}): name another, as in make serve PORT=8001"
+        ) from error
+    with server:
+        _say(f"http://127.0.0.1:{port}/  (Ctrl-C ends it)")
+        server.serve_forever()
+
+
 # --- command line ----------------------------------------------------------------------------------------
+
+
+def explain(one: Page, profile: str):
+    """Print the parameters of a page with their values in a profile, and what they mean."""
+    values, meanings = one.chosen(profile), one.meanings()
+    print(f"{_short(one.source)}, profile {profile!r}: parameters, to be set by -p NAME VALUE")
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        print(f"  {name:<{width}}  {value!r}  # {meanings[name]}")
+    print(f"Profiles: {', '.join(profiles())}. {_short(HERE / 'run.py')} --help lists all commands.")
 
 
 def _short(path: Path) -> str:
@@ -542,19 +594,27 @@ def _parser():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("run", help="execute one notebook, all, or those that are out of date")
-    one.add_argument("name", help="a page, 'all', or 'changed'")
+    one = commands.add_parser(
+        "run", help="execute one notebook, all, or those that are out of date", add_help=False
+    )
+    one.add_argument("name", nargs="?", help="a page, or its notebook's file, 'all', or 'changed'")
     one.add_argument("--profile", default="default")
     one.add_argument("--jobs", type=_jobs, default=1, help="how many of them at a time")
-    kept = commands.add_parser("record", help="execute one in the profile 'recorded' and keep its data")
-    kept.add_argument("name")
+    kept = commands.add_parser(
+        "record", help="execute one in the profile 'recorded' and keep its data", add_help=False
+    )
+    kept.add_argument("name", nargs="?", help="a page, or its notebook's file")
+    kept.set_defaults(profile="recorded")
     kept.add_argument("--as", dest="kept_as", help="the folder in book/results, by default the page's name")
     for command in (
         one,
         kept,
     ):  # told here for --help; taken out of the words before, since a value may begin with -
         command.add_argument("-p", nargs=2, metavar=("PARAMETER", "VALUE"), help="another value; repeatable")
-    others = [commands.add_parser(name) for name in ("html", "status", "expected")]
+        command.add_argument("-h", "--help", action="store_true", help="list the parameters of the notebook")
+        command.set_defaults(text=command.format_help)
+    others = [commands.add_parser(name) for name in ("html", "status", "expected", "serve")]
+    others[-1].add_argument("--port", type=int, default=8000)
     for command in (one, kept, *others):
         command.add_argument("--book", type=_folder, default=ROOT / "book", help="the book's folder")
     check = commands.add_parser("compare")
@@ -570,6 +630,16 @@ def main(arguments=None) -> int:
     try:
         overrides, words = take_overrides(sys.argv[1:] if arguments is None else arguments)
         args = _parser().parse_args(words)
+        if args.command in ("run", "record"):
+            if args.name is None and not args.help:
+                raise Refused("no notebook is named: write its name, one of " + ", ".join(pages()))
+            if args.name is None:
+                print(args.text())
+                return 0
+            args.name = Path(args.name).stem if args.name.endswith(".ipynb") else args.name
+            if args.help:
+                explain(page(args.name), args.profile)
+                return 0
         if overrides and (args.command not in ("run", "record") or args.name in ("all", "changed")):
             raise Refused("-p sets parameters of one notebook: name it, as in run one_dimension -p seed 1")
         if args.command == "run" and args.name in ("all", "changed"):
@@ -580,6 +650,9 @@ def main(arguments=None) -> int:
             return 0 if record(args.name, args.kept_as or args.name, overrides, args.book) else 1
         if args.command == "html":
             return 0 if html(args.book) else 1
+        if args.command == "serve":
+            serve(args.book, args.port)
+            return 0
         if args.command == "compare":
             return 0 if compare(args.results, args.expected) else 1
         refresh_expected(args.book, args.book / "expected") if args.command == "expected" else print_status(

@@ -7,6 +7,7 @@ package from each tree and does the same work; the trees take turns, and a ratio
 """
 
 import io
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from entropic import (
     ErrorCurve,
@@ -150,8 +152,9 @@ def against_base(notebook=None):
             return
         write_snapshot(Path(folder, "snapshot.pkl"))
         seconds = {old: [], ROOT: []}
-        for turn in range(TURNS):
-            for tree in seconds:
+        print("The two trees take turns, of about half a minute each.", flush=True)
+        with tqdm(total=2 * TURNS, desc="turns", unit="turn", disable=None) as bar:
+            for turn, tree in itertools.product(range(TURNS), seconds):
                 said, _ = run_in(tree, Path(__file__).resolve(), "--measure", folder)
                 found = json.loads(said.splitlines()[-1])
                 if notebook and not turn:
@@ -159,6 +162,7 @@ def against_base(notebook=None):
                     words = [tree / "notebooks" / "run.py", "run", notebook, "--book", book]
                     found[f"notebook {notebook}"] = run_in(tree, *words)[1]
                 seconds[tree].append(found)
+                bar.update()
         print(f"Processor seconds against commit {BASE}, medians of {TURNS} turns")
         print(f"{'':<46}{'then':>11}{'now':>11}{'times faster':>14}")
         for name in seconds[ROOT][0]:
@@ -221,7 +225,8 @@ def against_monte_carlo():
         exact_time = time.perf_counter() - begin
         error = max(abs(value - exact(mixture, sigmas, halfwidth, 2.0)), 1e-16)
         begin = time.perf_counter()
-        runs = torch.tensor([protocol(mixture, sigmas, halfwidth, generator) for _ in range(REPEATS)])
+        turns = tqdm(range(REPEATS), desc=name, unit="run", disable=None, leave=False)
+        runs = torch.tensor([protocol(mixture, sigmas, halfwidth, generator) for _ in turns])
         protocol_time = time.perf_counter() - begin
         rms = (runs - value).square().mean().sqrt().item()
         mean_error = abs(runs.mean().item() - value)
@@ -298,7 +303,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measured(sys.argv[2])))
         sys.exit()
+    started = time.perf_counter()
     against_base(*sys.argv[1:])
     placing()
     against_monte_carlo()
     integration_rules()
+    print(f"\nAll this took {time.perf_counter() - started:.0f} s.")

@@ -1,8 +1,10 @@
 """The package itself: its public names, what an import costs, its version and its command."""
 
 import ast
+import inspect
 import pickle
 import time
+import typing
 
 import pytest
 import torch
@@ -74,3 +76,37 @@ def test_help_comes_at_once_and_without_torch(words):
 def test_an_error_names_the_command():
     run = run_python("-m", "entropic", "schedule", "edm", "-n", "1")
     assert run.returncode == 2 and run.stderr.startswith("entropic: error: n = 1")
+
+
+def public_functions():
+    """(name, function) of every public function and of the public methods of public classes and of what they return."""
+    from entropic.exact.data import Law
+    from entropic.solvers import Move, Step
+
+    members = {name: getattr(entropic, name) for name in entropic.__all__ if name != "noise"}
+    members |= {
+        f"noise.{name}": value
+        for name, value in vars(entropic.noise).items()
+        if name[0] != "_" and getattr(value, "__module__", "") == "entropic.noise"
+    }
+    members |= {one.__name__: one for one in (Law, Move, Step, type(entropic.KL))}
+    for name, value in members.items():
+        if not getattr(value, "__module__", "").startswith("entropic"):
+            continue
+        if inspect.isfunction(value):
+            yield name, value
+        elif inspect.isclass(value):
+            for of, method in vars(value).items():
+                method = getattr(method, "__func__", getattr(method, "fget", method))
+                if inspect.isfunction(method) and (
+                    of[0] != "_" or (of == "__init__" and not issubclass(value, tuple))
+                ):
+                    yield f"{name}.{of}", method
+
+
+@pytest.mark.parametrize(
+    ("name", "function"), [*public_functions()], ids=[name for name, _ in public_functions()]
+)
+def test_public_functions_are_annotated(name, function):
+    hints = typing.get_type_hints(function)  # each name in them exists
+    assert {*inspect.signature(function).parameters} - {"self", "cls"} <= {*hints} and "return" in hints

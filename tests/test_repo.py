@@ -96,6 +96,7 @@ def test_lock_satisfies_the_ranges_of_the_project(python):
     # tomllib is not in Python 3.10, and every requirement is a string of its own in the file.
     text = read("pyproject.toml").split("[tool.", 1)[0].split("dependencies = [", 1)[1]
     wanted = [Requirement(item) for item in re.findall(r'"([a-z][^"]*[=<>][^"]*)"', text)]
+    wanted = [one for one in wanted if one.name != "jupyterlab"]  # of `make lab` alone, which makes no result
     assert len(wanted) > 10
     versions = pins(python)
     for requirement in wanted:

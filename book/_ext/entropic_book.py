@@ -58,6 +58,7 @@ def rerun_line(app, pagename, templatename, context, doctree):
     stamp = Path(app.srcdir, "_build", "runs", f"{name}.json")
     if folder == "notebooks" and stamp.is_file():
         record = json.loads(stamp.read_text("utf-8"))
+        record = record.get("page", record)  # where a later run failed: the run that this page is of
         overrides = " ".join(f"-p {key} {_word(value)}" for key, value in record["overrides"].items())
         command = f"make run NB={name} PROFILE={record['profile']}"
         command += f" ARGS={json.dumps(overrides)}" if overrides else ""

@@ -1,5 +1,7 @@
 """The data in one dimension, the law that a sampler starts from, and what every exact law answers."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -7,6 +9,8 @@ import torch
 
 from entropic import _check
 from entropic.exact.panels import BULK, LOG_SQRT_2PI, REACH
+from entropic.mixtures import GaussianMixture
+from entropic.types import Numbers
 
 
 class Data:
@@ -149,18 +153,18 @@ def quiet():
 class Law:
     """What both kinds of law share. Subclasses give _log_density, _log_intervals, of NumPy arrays, _moments, _kl."""
 
-    def log_density(self, y):
+    def log_density(self, y: Numbers) -> torch.Tensor:
         """log density of the generated value at `y`, nats, shaped like y; -inf where nothing is generated."""
         y = _check.as_float64("y", y)
         with quiet():
             found = self._log_density(y.reshape(-1).numpy(force=True))
         return torch.from_numpy(found).reshape(y.shape)
 
-    def bin_probabilities(self, centres, halfwidth):
+    def bin_probabilities(self, centres: Numbers, halfwidth: Numbers) -> torch.Tensor:
         """P(|y - centre| <= halfwidth) for each of `centres` (B,); `halfwidth` a number or (B,), data units."""
         return self.log_bin_probabilities(centres, halfwidth).exp()
 
-    def log_bin_probabilities(self, centres, halfwidth):
+    def log_bin_probabilities(self, centres: Numbers, halfwidth: Numbers) -> torch.Tensor:
         """log of `bin_probabilities`, nats; finite where the probability is below the smallest float.
 
         ValueError: halfwidth not above 0.
@@ -174,7 +178,7 @@ class Law:
             raise ValueError(f"halfwidth = {halfwidth.min().item()}; a bin needs a width above 0")
         return self._interval(centres - halfwidth, centres + halfwidth)
 
-    def cdf(self, y):
+    def cdf(self, y: Numbers) -> torch.Tensor:
         """P(generated <= y), shaped like `y`."""
         y = _check.as_float64("y", y)
         flat = y.reshape(-1)
@@ -185,12 +189,12 @@ class Law:
             found = self._log_intervals(low.numpy(force=True), high.numpy(force=True))
         return torch.from_numpy(found)
 
-    def moments(self):
+    def moments(self) -> tuple[float, float, float]:
         """Total mass, mean and variance of the generated value, as floats; the mass is 1 up to the error."""
         with quiet():
             return self._moments()
 
-    def kl_bins(self, mixture, halfwidth):
+    def kl_bins(self, mixture: GaussianMixture, halfwidth: Numbers) -> float:
         """KL(data || generated) in nats for point masses, the generated law seen in bins around the points.
 
         sum_k w_k log(w_k / P(|y - a_k| <= halfwidth)); generated mass outside all bins counts as lost.
@@ -209,7 +213,7 @@ class Law:
         found = self.log_bin_probabilities(points, halfwidth)
         return float((weights.exp() * (weights - found)).sum())
 
-    def kl(self, mixture):
+    def kl(self, mixture: GaussianMixture) -> float:
         """KL(data || generated) in nats, for data with a density; infinite where the law misses the data.
 
         ValueError: point masses (use kl_bins).

@@ -1,5 +1,7 @@
 """The exact law of a deterministic solver in one dimension: the branches of the map from start to end."""
 
+from __future__ import annotations
+
 import math
 from itertools import pairwise
 
@@ -20,10 +22,18 @@ from entropic.exact.panels import (
     resolve,
     scatter_logsumexp,
 )
-from entropic.solvers import DDIM, find_solver
+from entropic.mixtures import GaussianMixture
+from entropic.solvers import DDIM, Solver, find_solver
+from entropic.types import Numbers
 
 
-def deterministic_law(mixture, sigmas, solver="ddim", start="normal", resolution=1.0):
+def deterministic_law(
+    mixture: GaussianMixture,
+    sigmas: Numbers,
+    solver: str | Solver = "ddim",
+    start: str = "normal",
+    resolution: float = 1.0,
+) -> DeterministicLaw:
     """Exact law of a deterministic solver, a name or a `Solver`, on a one-dimensional mixture.
 
     Arguments, errors and `start` as `stochastic_law`; an unknown or a stochastic solver raises ValueError too. The

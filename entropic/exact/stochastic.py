@@ -1,5 +1,7 @@
 """The exact law of a stochastic solver in one dimension: a density that each step maps and widens."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -26,10 +28,19 @@ from entropic.exact.panels import (
     steepest,
     tail,
 )
-from entropic.solvers import find_solver
+from entropic.mixtures import GaussianMixture
+from entropic.solvers import Solver, find_solver
+from entropic.types import Numbers
 
 
-def stochastic_law(mixture, sigmas, start="normal", resolution=1.0, *, solver="ddim_stochastic"):
+def stochastic_law(
+    mixture: GaussianMixture,
+    sigmas: Numbers,
+    start: str = "normal",
+    resolution: float = 1.0,
+    *,
+    solver: str | Solver = "ddim_stochastic",
+) -> StochasticLaw:
     """Exact law of a stochastic solver on a one-dimensional mixture.
 
     `sigmas` descend to 0 (at least one above 0); `start` is "normal", N(0, sigma_max^2) as in the paper, or

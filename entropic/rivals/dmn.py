@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from entropic import _check
+from entropic.progress import progress_bar
 from entropic.rivals.model import between
 from entropic.schedules import edm_sigmas, log_sigmas
 
@@ -43,7 +44,8 @@ def dmn_sigmas(n, sigma_min=0.002, sigma_max=80.0, p=2.0, order=3, truncate=3):
     """
     n, options = _check.integer("n", n, 2), _options(p, order, truncate)
     starts = [place(n, sigma_min, sigma_max)[:-1] for place in (log_sigmas, edm_sigmas)]
-    found = [_search(-start.log().numpy(), options) for start in starts]
+    with progress_bar(f"search of {n} levels", "grid") as bar:
+        found = [_search(-start.log().numpy(), options, bar) for start in starts]
     x, _ = min(found, key=lambda pair: pair[1])
     return between(torch.as_tensor(np.exp(-x)), sigma_min, sigma_max)
 
@@ -53,7 +55,7 @@ def _options(p, order, truncate):
     return float(_check.as_float64("p", p)), order, truncate
 
 
-def _search(start, options):
+def _search(start, options, bar):
     """A local minimum of the objective near `start` (n,) = -ln sigma, ascending, and its value; never a worse one."""
     from scipy.optimize import minimize
 
@@ -68,6 +70,7 @@ def _search(start, options):
         return start[0] + span * np.concatenate([[0.0], share.cumsum()]), share
 
     def rounded(z, width):
+        bar.update()
         x, share = levels(z)
         value, slope = _objective(x, width, *options)
         # A step moves all the levels after it; the shares of the steps sum to 1.

@@ -9,6 +9,7 @@ import torch
 
 from entropic import _check
 from entropic.noise import Process
+from entropic.progress import progress_bar
 from entropic.schedules import ending_in_zero
 from entropic.solvers import DDIM
 
@@ -47,8 +48,10 @@ class Model:
         self.denoiser, self.calls = denoiser, 0
         self.x = x.to(torch.promote_types(x.dtype, torch.float32))
         self.batch = len(x) if batch is None else _check.integer("batch", batch, 1)
+        self.bar = progress_bar("calls of the denoiser", "row")  # it ends with this object
 
     def __call__(self, x, sigma):
+        self.bar.update(len(x))
         with torch.no_grad():
             return torch.cat([self.answer(rows, sigma) for rows in x.split(self.batch)])
 

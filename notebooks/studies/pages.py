@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import io
 import json
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +77,15 @@ class Page:
     def parameters(self) -> dict:
         """Parameter -> value, as the page has them without a profile."""
         return _parameters(self.notebook())
+
+    def meanings(self) -> dict:
+        """Parameter -> what it is, as the comment beside it says."""
+        cell, found = _cell(self.notebook()), {}
+        for line in cell["source"].splitlines() if cell else []:
+            name, _, rest = line.partition(" = ")
+            comments = [one.string for one in _tokens(rest) if one.type == tokenize.COMMENT]
+            found[name] = comments[0].lstrip("# ") if comments else ""
+        return found
 
     def chosen(self, profile: str, overrides: Sequence[tuple[str, str]] = ()) -> dict:
         """Parameter -> value, all of them, in a profile, with the pairs of name and text of a command line.
@@ -144,6 +155,10 @@ def page(name: str) -> Page:
 def profiles() -> list[str]:
     """The names of all profiles."""
     return sorted({"default"} | {path.stem for path in (NOTEBOOKS / "params").glob("*.yml")})
+
+
+def _tokens(line: str):
+    return tokenize.generate_tokens(io.StringIO(line).readline)
 
 
 def _cell(notebook: dict) -> dict | None:

@@ -3,7 +3,8 @@
 Nothing here computes a result. `save_figure` and `save_table` write the files of a result to ``<results>/<notebook>/``
 and show it in the notebook; `record_claims` writes ``claims.json`` there; `read_result` and `read_claims` read them.
 When ``notebooks/run.py`` runs a notebook, the environment variable ``ENTROPIC_RUN`` tells the name of the notebook and
-the folder of its results. Otherwise the results are written to ``./results/<notebook>/``.
+the folder of its results. A notebook that is run by hand, in whatever folder, leaves its results in
+``./results/scratch/`` and reads those of other pages, and what is recorded, from the book of this checkout.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import numpy as np
 from entropic._version import version
 from entropic.files import replaced, write_atomically
 
+BOOK = Path(__file__).resolve().parents[2] / "book"
 VERDICTS = ("holds", "does not hold", "holds under a condition", "not run here")
 CLAIM_FIELDS = ("id", "claim", "paper", "tested", "measured", "spread", "verdict", "condition")
 
@@ -224,7 +226,12 @@ def read_claims(results=None) -> list[dict]:
     if results is None:
         _declared("reads_results", "*", "claims.json")
     found = []
-    for path in sorted(_results_root(results).glob("*/claims.json")):
+    roots = [
+        _results_root(results),
+        *([] if results or _run().get("results") else [BOOK / "_build" / "results"]),
+    ]
+    paths = {path.parent.name: path for root in reversed(roots) for path in root.glob("*/claims.json")}
+    for _, path in sorted(paths.items()):
         found += [{"notebook": path.parent.name, **claim} for claim in json.loads(path.read_text("utf-8"))]
     return found
 
@@ -237,6 +244,8 @@ def read_result(notebook: str, id: str, results=None) -> tuple[dict, dict[str, l
     if results is None:
         _declared("reads_results", notebook, f"{id}.json")
     path = _results_root(results) / notebook / f"{id}.json"
+    if not path.is_file() and results is None and "results" not in _run():
+        path = BOOK / "_build" / "results" / notebook / f"{id}.json"
     if not path.is_file():
         raise ValueError(f"id = {id!r}: notebook {notebook!r} has left no such result; run it first")
     return json.loads(path.read_text("utf-8")), read_csv(path.with_suffix(".csv"))
@@ -248,7 +257,7 @@ def read_recorded(notebook: str, id: str) -> tuple[dict, dict[str, list]] | None
     None where there is none: the page then says "not run here", and how to run it.
     """
     _declared("reads_recorded", notebook)
-    folder = Path(_run().get("recorded") or "book/results")
+    folder = Path(_run().get("recorded") or BOOK / "results")
     return read_result(notebook, id, folder) if (folder / notebook / f"{id}.json").is_file() else None
 
 
@@ -268,7 +277,7 @@ def save_recorded_table(notebook: str, id: str):
     rows = [
         dict(zip(table, map(_whole, values), strict=True)) for values in zip(*table.values(), strict=True)
     ]
-    live = _run().get("parameters", {})
+    live = _run().get("parameters") or _variables()
     differs = [f"{name} = {value}" for name, value in about["parameters"].items() if live.get(name) != value]
     made = f"{about['device']}, commit {(about['commit'] or 'unknown')[:7]}"
     lead = f"Recorded ({', '.join([*differs, made])}; `make record NB={notebook}`). "
@@ -428,6 +437,16 @@ def _leave(out: Path, kind: str, id: str, files: dict, columns: Mapping, entries
 
 def _run() -> dict:
     return {"notebook": "scratch"} | json.loads(os.environ.get("ENTROPIC_RUN", "{}"))
+
+
+def _variables() -> dict:
+    """The variables of the notebook that runs: by hand, its parameters are among them."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return {}
+    shell = get_ipython()
+    return {} if shell is None else shell.user_ns
 
 
 def _declared(kind: str, notebook: str, file: str = ""):

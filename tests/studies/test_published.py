@@ -4,8 +4,6 @@ import hashlib
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +13,18 @@ import torch
 from entropic.images import metrics
 from entropic.images.data import paper_table
 from entropic.images.generate import generate, load_generated, load_manifest
-from entropic.images.networks import dinov2, edm, edm2, load_snapshot
+from entropic.images.networks import edm, load_snapshot
 from entropic.images.networks.published import published
 from entropic.schedules import edm_sigmas, rescaled_sigmas, spectral_sigmas
 from entropic.solvers import sample_ddim, sample_ddim_stochastic
 from studies import published as pretrained
 from studies.parameters import Refused
-from tests.conftest import ROOT
-from tests.images.networks.snapshots import pickled, snapshot
+from studies.published import rehearsal
+from studies.published.rehearsal import EXTRACTOR as DINO
+from studies.published.rehearsal import randomised
+from studies.published.snapshots import pickled, snapshot
 
-INCEPTION, DINO = "inception-v3-compat", "dinov2-vit-l-14-bicubic"
+INCEPTION = "inception-v3-compat"
 PIXELS = {
     "img_resolution": 8,
     "img_channels": 3,
@@ -34,24 +34,6 @@ PIXELS = {
     "num_blocks": 1,
     "augment_dim": 9,
 }
-LATENTS = {
-    "img_resolution": 16,
-    "img_channels": 4,
-    "label_dim": 10,
-    "model_channels": 16,
-    "channel_mult": [1, 2],
-    "num_blocks": 1,
-    "attn_resolutions": [8],
-}
-
-
-def _random(network, seed):
-    """Weights that make F of order 1, the gains of EDM2 too, which start at zero."""
-    generator = torch.Generator().manual_seed(seed)
-    for tensor in network.parameters():
-        scale = 0.5 if tensor.ndim == 0 else tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.1
-        tensor.data.copy_(scale * torch.randn(tensor.shape, generator=generator))
-    return network.eval()
 
 
 @pytest.fixture(scope="module", name="world")
@@ -59,26 +41,9 @@ def _world(tmp_path_factory):
     """Snapshots, an autoencoder, feature networks and reference statistics, all random; and a cache of their own."""
     pytest.importorskip("diffusers")
     folder = tmp_path_factory.mktemp("world")
-    pixels = _random(edm.EDMPrecond(**PIXELS), 0)
+    pixels = randomised(edm.EDMPrecond(**PIXELS), 0)
     (folder / "pixels.pkl").write_bytes(pickled(snapshot(pixels, PIXELS, encoder=None)))
-    latents = _random(edm2.Precond(**LATENTS), 1).half()
-    (folder / "latents.pkl").write_bytes(pickled(snapshot(latents, LATENTS)))
-
-    from entropic.images.networks.vae import autoencoder_class
-
-    torch.manual_seed(2)
-    wide = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
-    autoencoder_class()(
-        **wide, block_out_channels=[8, 16], layers_per_block=1, latent_channels=4, norm_num_groups=4
-    ).save_pretrained(folder / "vae", safe_serialization=True)
-    torch.save(_random(dinov2.DINOv2(depth=1), 3).state_dict(), folder / "dino.pth")
-
-    generator = np.random.default_rng(4)
-    moments = {}
-    for key, width in (("fid", 2048), ("fd_dinov2", 1024)):
-        moments[key] = {"mu": 0.1 * generator.standard_normal(width), "sigma": np.eye(width)}
-    (folder / "reference.pkl").write_bytes(pickled({"num_images": 5000, **moments}))
-    np.savez(folder / "reference.npz", **moments["fid"])
+    rehearsal.make_files(folder)
     kept = {name: os.environ.get(name) for name in ("ENTROPIC_CACHE", "ENTROPIC_DINOV2", "ENTROPIC_VAE")}
     os.environ |= {
         "ENTROPIC_CACHE": str(folder / "cache"),
@@ -221,7 +186,7 @@ def test_a_file_is_known_by_its_content_and_not_by_its_name(world, tmp_path):
     for number, path in enumerate((first, tmp_path / "b" / "pixels.pkl", first)):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(
-            pickled(snapshot(_random(edm.EDMPrecond(**PIXELS), 10 + number), PIXELS, encoder=None))
+            pickled(snapshot(randomised(edm.EDMPrecond(**PIXELS), 10 + number), PIXELS, encoder=None))
         )
         names = {"networks": [str(path)], "curve_network": str(path)}
         names |= {"solvers": ["deterministic DDIM"], "schedules": ["rescaled entropic"], "runs": 1}
@@ -295,39 +260,24 @@ def test_states_of_a_curve_come_by_the_same_check_as_all_others(world):
 
 
 @pytest.mark.once
-def test_page_of_a_latent_network_by_two_processes(world, tmp_path):
+def test_the_rehearsal_goes_from_download_to_page_in_two_processes(tmp_path, monkeypatch, capsys):
     """As `make imagenet512 GPUS=2` does it: torchrun fills the store, the notebook makes its page of it."""
-    chosen = {
-        "networks": [str(world / "latents.pkl")],
-        "curve_network": str(world / "latents.pkl"),
-        "curve_levels": 8,
-        "curve_samples": 6,
-        "reference": str(world / "reference.pkl"),
-        "extractors": [DINO],
-        "nfe": [2],
-        "images": 5,
-        "runs": 2,
-        "chunk": 2,
-        "gallery_nfe": [2, 3],
-        "store": "page",
-    }
-    words = [word for name, value in chosen.items() for word in ("-p", name, json.dumps(value).strip('"'))]
-    environment = {**os.environ, "PYTHONPATH": os.environ["PYTHONPATH"], "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    options = {"env": environment, "cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
-    filled = subprocess.run([*launcher, "-m", "studies.published", "imagenet512", *words], **options)
-    assert filled.returncode == 0, filled.stderr
-    store = world / "cache" / "page"
-    (folder,) = store.glob("latents-*")
-    cells = sorted(folder.iterdir())
-    assert len(cells) == 2 * 2 * 2
-    before = _files(store)
+    pytest.importorskip("diffusers")
+    folder, before, make_page = tmp_path / "rehearsal", {}, rehearsal.make_page
 
-    page = ["run", "imagenet512", "--profile", "smoke", "--book", tmp_path, *words, "-p", "run", "True"]
-    shown = subprocess.run([sys.executable, ROOT / "notebooks" / "run.py", *page], **options)
-    assert shown.returncode == 0, shown.stdout + shown.stderr
+    def watched(*words):
+        before.update(_files(folder / "cache" / "rehearsal"))
+        return make_page(*words)
+
+    monkeypatch.setattr(rehearsal, "make_page", watched)
+    assert rehearsal.main([str(folder), "--processes", "2"]) == 0, capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "done: what `make imagenet512` does works here" in said.out
+    assert "Downloading latents.pkl" in said.err and (folder / "downloads" / "latents.pkl.sha256").is_file()
+    store, results = folder / "cache" / "rehearsal", folder / "book" / "_build" / "results" / "imagenet512"
+    (cells,) = store.glob("latents-*")
+    assert len({path.parent for path in before if path.is_relative_to(cells)}) == 2 * 2 * 2
     assert {path: stamp for path, stamp in _files(store).items() if path in before} == before
-    results = tmp_path / "_build" / "results" / "imagenet512"
     columns = (results / "rows.csv").read_text().splitlines()
     assert len(columns) == 1 + 8 and "FD-DINOv2" in columns[0]
     place = columns[0].split(",").index("FD-DINOv2")
@@ -339,12 +289,13 @@ def test_page_of_a_latent_network_by_two_processes(world, tmp_path):
     assert schedules["kind"] == "figure"
     assert {"gallery-0-edm.png", "gallery-0-rescaled.png"} <= {path.name for path in results.iterdir()}
     # the decoder is the one named, and images of two processes are those of one
-    network = load_snapshot(world / "latents.pkl", dtype=None)
+    network = load_snapshot(folder / "downloads" / "latents.pkl", dtype=None)
     from entropic.images.networks.vae import load_vae
 
-    vae = load_vae()
+    vae = load_vae(folder / "downloads" / "vae")
+    monkeypatch.setenv("ENTROPIC_DINOV2", str(folder / "downloads" / "dino.pth"))
     dino = metrics.feature_network(DINO)
-    out = folder / "deterministic-DDIM-2-EDM-1"
+    out = cells / "deterministic-DDIM-2-EDM-1"
     made = generate(
         network,
         edm_sigmas(2),
@@ -357,6 +308,37 @@ def test_page_of_a_latent_network_by_two_processes(world, tmp_path):
     assert made.images.shape == (5, 3, 32, 32)
     assert torch.equal(load_generated(out).features[DINO], made.features[DINO])
     assert load_manifest(out)["decode"] == f"{vae!r}.decode()"
+
+
+def test_a_rehearsal_says_what_failed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine").touch()
+    for words, named in (
+        ([str(tmp_path / "used")], "holds files already"),
+        (["--processes", "0"], "1 or more"),
+    ):
+        with pytest.raises(SystemExit):
+            rehearsal.main(words)
+        assert named in capsys.readouterr().err
+
+    def damaged(folder):
+        (folder / "vae").mkdir()
+        for name in FILES:
+            (folder / name).write_bytes(b"0")
+
+    monkeypatch.setattr(rehearsal, "make_files", damaged)
+    assert rehearsal.main([str(tmp_path / "new"), "--processes", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "The rehearsal failed" in said and "latents.pkl" in said
+
+
+FILES = (
+    "latents.pkl",
+    "reference.pkl",
+    "dino.pth",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+)
 
 
 # Beside the paper

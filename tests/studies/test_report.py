@@ -43,6 +43,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ENTROPIC_RUN", raising=False)
     monkeypatch.setattr(figures, "_SHOWN", {})
+    monkeypatch.setattr(figures, "BOOK", tmp_path / "book")
     return tmp_path / "results" / "scratch"
 
 
@@ -232,7 +233,10 @@ def test_a_claim_is_recorded_once():
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_recorded_result_is_read_from_where_the_run_says(tmp_path, monkeypatch, folder, told):
-    """By default from book/results below the working folder; None, not an error, where nothing is kept."""
+    """By default from the book of this checkout; None, not an error, where nothing is kept."""
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")  # which folder a notebook is run in does not matter
+    folder = tmp_path / "folder" / "results" / "scratch"
     where = tmp_path / ("elsewhere" if told else "book/results")
     if told:
         monkeypatch.setenv("ENTROPIC_RUN", json.dumps({"notebook": "scratch", "recorded": str(where)}))
