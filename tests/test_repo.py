@@ -262,7 +262,9 @@ def test_nothing_large_is_kept(tracked):
 
 
 ASSETS = sorted(
-    path for path in (ROOT / "entropic" / "images" / "assets").iterdir() if not path.name.startswith(".")
+    path
+    for path in (ROOT / "entropic" / "images" / "assets").rglob("*")
+    if path.is_file() and not path.name.startswith(".")
 )
 
 
@@ -309,7 +311,7 @@ def test_the_wheel_is_the_library_and_nothing_else(wheel):
     (about,) = [path for path in wheel.glob("*.dist-info")]
     assert {name.partition("/")[0] for name in names} == {"entropic", about.name}
     assert not [name for name in names if "studies" in name or "figures" in name or name.endswith(".ipynb")]
-    assert {f"entropic/images/assets/{path.name}" for path in ASSETS} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in ASSETS} <= names
     metadata = (about / "METADATA").read_text("utf-8")
     needed = [Requirement(line) for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.M)]
     core = {one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})}
