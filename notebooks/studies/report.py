@@ -264,7 +264,9 @@ def save_recorded_table(notebook: str, id: str):
         print(f"The full size is not recorded here: make record NB={notebook} computes it and keeps it.")
         return
     about, table = kept
-    rows = [dict(zip(table, map(_whole, values), strict=True)) for values in zip(*table.values(), strict=True)]
+    rows = [
+        dict(zip(table, map(_whole, values), strict=True)) for values in zip(*table.values(), strict=True)
+    ]
     live = _run().get("parameters", {})
     differs = [f"{name} = {value}" for name, value in about["parameters"].items() if live.get(name) != value]
     made = f"{about['device']}, commit {(about['commit'] or 'unknown')[:7]}"
