@@ -134,9 +134,8 @@ def mean_square(name, value):
 def denoised(answer, x, sigma, where=""):
     """Return a copy of what a denoiser answered for x, in x's dtype; ValueError unless real, finite, shaped like x.
 
-    `where`: words before the level in the message, such as the step of a sampler. What the last check costs beside a
-    call of the denoiser: one pass over the answer and, on a GPU, one wait until the answer is there. Some tens of
-    microseconds pass before the GPU has work again.
+    `where`: words before the level in the message, such as the step of a sampler. The last check costs one pass over
+    the answer and, on a GPU, a wait for it: the next step is queued only when this one is done.
     """
     if not isinstance(answer, torch.Tensor):
         raise ValueError(

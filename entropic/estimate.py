@@ -187,7 +187,13 @@ def estimate(
                 store.save()
                 bar.update(stop - start)
             if seen is not None and seen.count.min() >= min(_ENOUGH, samples):
-                seen.judge()
+                try:
+                    seen.judge()
+                except ValueError:
+                    for array in state.values():  # else the store would be gone on with, without a word
+                        array[...] = 0
+                    store.save(now=True)
+                    raise
                 seen = None
     store.save(now=True)
 

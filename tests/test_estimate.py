@@ -722,6 +722,20 @@ def test_a_wrong_network_is_found_out_before_all_its_calls_are_made():
     assert sum(calls) == 32 * len(WIDE)
 
 
+def test_a_wrong_network_is_told_again_where_there_is_a_store(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PAUSE", 0.0)
+    x = torch.randn(40, 4, generator=_generator(22), dtype=F64)
+    arguments = {"samples": 40, "store": tmp_path / "store.npz", "tag": "one", "bases": {"each": _pixels}}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="from_epsilon"):
+            estimate(lambda x, s: (x - _linear(x, s)) / s, x, WIDE, **arguments)
+    # Mended under the same name, it starts anew.
+    found = estimate(_linear, x, WIDE, **arguments)
+    expected = estimate(_linear, x, WIDE, samples=40, bases={"each": _pixels})
+    assert torch.equal(found.errors, expected.errors)
+    assert torch.equal(found.directions["each"][0], expected.directions["each"][0])
+
+
 def test_an_estimate_is_shown_in_one_line():
     x = torch.randn(50, 5, generator=_generator(21), dtype=F64)
     found = estimate(_linear, x, SIGMA, samples=20, bases={"each": _pixels})
