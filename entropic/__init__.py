@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from entropic._version import version as __version__
 
 if TYPE_CHECKING:  # for type checkers, and for whoever reads which module a name is of
-    from entropic import noise
+    from entropic import adapters, noise
     from entropic.curve import ErrorCurve
     from entropic.exact import deterministic_law, stochastic_law
     from entropic.gaussian import KL, W2, Weighted, gaussian_kl, gaussian_law, gaussian_w2
@@ -48,6 +48,7 @@ __all__ = [
     "Time",
     "Weighted",
     "__version__",
+    "adapters",
     "arctan_sigmas",
     "cosine_sigmas",
     "deterministic_law",
@@ -75,6 +76,7 @@ __all__ = [
 ]
 
 _NAMES = {
+    "adapters": (),
     "curve": ("ErrorCurve",),
     "exact": ("deterministic_law", "stochastic_law"),
     "gaussian": ("KL", "W2", "Weighted", "gaussian_kl", "gaussian_law", "gaussian_w2"),

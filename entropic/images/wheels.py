@@ -22,8 +22,9 @@ def mend_torchvision():
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        for name in [n for n in sys.modules if n.split(".")[0] in {"torchvision", "torch_fidelity"}]:
-            del sys.modules[name]
+        for name, module in list(sys.modules.items()):
+            if name.split(".")[0] in {"torchvision", "torch_fidelity"} and module is not None:
+                del sys.modules[name]
         library = torch.library.Library("torchvision", "FRAGMENT")
         _LIBRARIES.append(library)
         for name in ("nms", "qnms"):

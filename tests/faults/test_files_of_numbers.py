@@ -13,6 +13,7 @@ import torch
 
 from entropic import __main__ as cli
 from entropic import _check
+from entropic.commands import schedule
 from entropic.curve import ErrorCurve
 from entropic.estimate import curve_from_training_log
 from entropic.files import load_arrays
@@ -111,7 +112,7 @@ def _log_file(path):
 
 
 def _variances(path):
-    return cli._numbers(path)
+    return schedule._numbers(path)
 
 
 LOADERS = {
