@@ -209,16 +209,37 @@ def _per_row(values, y):
     return values.to(y.device, y.dtype).reshape(-1, *[1] * (y.ndim - 1))
 
 
-# Labels: a tensor (N, ...), or mappings, tuples and lists of such tensors, None and other constants
+# Labels: a tensor or array (N, ...), or mappings, tuples and lists of such tensors, None and other constants
 
 
 def _mapped(function, *labels):
-    first = labels[0]
-    if isinstance(first, Mapping):
+    labels = [_plain(one) for one in labels]
+    first, *others = labels
+    kind = next(
+        (one for one in (Mapping, (tuple, list), torch.Tensor) if isinstance(first, one)), type(first)
+    )
+    if not all(isinstance(one, kind) for one in others):
+        raise TypeError(f"{type(first).__name__} beside {', '.join(type(one).__name__ for one in others)}")
+    if kind is Mapping:
+        if any(one.keys() != first.keys() for one in others):
+            raise KeyError(", ".join(sorted(map(str, set(first).symmetric_difference(*others)))))
         return {key: _mapped(function, *(one[key] for one in labels)) for key in first}
     if isinstance(first, (tuple, list)):
-        return type(first)(_mapped(function, *ones) for ones in zip(*labels, strict=True))
-    return function(*labels) if isinstance(first, torch.Tensor) else first
+        parts = [_mapped(function, *ones) for ones in zip(*labels, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    if isinstance(first, torch.Tensor):
+        return function(*labels)
+    if any(one != first for one in others):
+        raise ValueError(f"{first!r} beside {', '.join(map(repr, others))}, of which no batch can be made")
+    return first
+
+
+def _plain(value):
+    """An array as a tensor; anything else as it is."""
+    try:
+        return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"labels hold an array of {value.dtype}; pass tensors of numbers") from error
 
 
 def rows_of(labels, rows):
@@ -228,6 +249,7 @@ def rows_of(labels, rows):
 
 def tensors_of(labels, name):
     """{name: tensor} of the tensors in `labels`, named by their places."""
+    labels = _plain(labels)
     if isinstance(labels, torch.Tensor):
         return {name: labels}
     if not isinstance(labels, (Mapping, tuple, list)):

@@ -1,6 +1,7 @@
 """Networks of every parameterisation against the closed form of a Gaussian, and what is refused."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -243,6 +244,52 @@ def test_guidance_wants_both_halves_alike():
     wrong = from_epsilon(conditioned, ALPHAS, guidance=2.0, unconditional=labels_of(2, 0))
     with pytest.raises(ValueError, match="x has 3 rows"):
         wrong(torch.zeros(3, 3), 1.0, labels_of(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("without", "labels"),
+    [
+        (3, torch.zeros(3)),
+        ([3], torch.zeros(1)),
+        ("", "cat"),
+        ({"text": None}, {"text": torch.zeros(3)}),
+        ({"text": torch.zeros(1)}, {"text": torch.zeros(3), "more": torch.zeros(3)}),
+    ],
+)
+def test_guidance_never_loses_a_label(without, labels):
+    """A constant in place of a tensor would be the condition of both halves, and a lacking name would be lost."""
+    guided = from_epsilon(lambda y, t, *_, **__: y, ALPHAS, guidance=2.0, unconditional=without)
+    count = 1 if without == [3] else 3
+    with pytest.raises(ValueError, match="differ in structure"):
+        guided(torch.zeros(count, 3), 1.0, labels)
+
+
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
+def test_arrays_and_named_tuples_are_labels_row_by_row():
+    labels = Pair(np.arange(4.0), {"inner": (torch.arange(4), np.arange(4))})
+    found = adapters.rows_of(labels, torch.tensor([2, 0]))
+    assert isinstance(found, Pair) and found.first.tolist() == [2, 0]
+    assert [one.tolist() for one in found.second["inner"]] == [[2, 0], [2, 0]]
+    x, sigmas = torch.randn(20, 3, dtype=F64), torch.logspace(-1, 1, 4)
+    with pytest.raises(ValueError, match=r"labels\['y'\] has shape \(3,\)"):
+        estimate(denoiser, x, sigmas, labels={"y": np.arange(3)}, samples=20)
+    for words in (["cat"] * 20, np.array(["cat"] * 20), {"y": np.array(["cat"] * 20)}):
+        with pytest.raises(ValueError, match=r"of numbers|are not numbers"):
+            estimate(denoiser, x, sigmas, labels=words, samples=20)
+    told = []
+    estimate(
+        lambda x, sigma, y: (told.append(y), denoiser(x, sigma))[1],
+        x,
+        sigmas,
+        labels=[torch.arange(20), torch.arange(20)],
+        samples=20,
+        batch=5,
+    )
+    assert [one.shape for one in told[0]] == [(5,), (5,)]
 
 
 def test_classes_of_edm_are_whole_numbers_or_one_hot():
