@@ -367,14 +367,15 @@ def from_diffusers(network, scheduler, *, time_scale=None, **options):
     """
     config, network = scheduler.config, _ByName(network)
     kind = config.get("prediction_type", "epsilon")
-    if _is_flow(scheduler):
+    if _is_flow(scheduler) and config.get("prediction_type", "flow_prediction") == "flow_prediction":
         scale = config.num_train_timesteps if time_scale is None else time_scale
         return from_flow(network, time_scale=scale, **options)
     if time_scale is not None:
         raise ValueError(
             f"time_scale = {time_scale}; {type(scheduler).__name__} is none of flow matching, leave it out"
         )
-    if not hasattr(scheduler, "alphas_cumprod") or kind not in ("epsilon", "v_prediction", "sample"):
+    known = hasattr(scheduler, "alphas_cumprod") and kind in ("epsilon", "v_prediction", "sample")
+    if not known or _is_flow(scheduler) or _is_continuous(scheduler):
         raise ValueError(
             f"{type(scheduler).__name__} with prediction_type = {kind!r} is not known here; pass the network to "
             "from_epsilon, from_v, from_flow, from_score or from_edm"
@@ -477,7 +478,7 @@ def to_diffusers(scheduler, sigmas):
         times = levels[:-1] * scheduler.config.num_train_timesteps
     elif name.startswith("EDM"):
         times = scheduler.precondition_noise(levels[:-1])
-    elif scheduler.config.get("timestep_type") == "continuous":
+    elif _is_continuous(scheduler):
         times = levels[:-1].log() / 4
     else:
         table = _Table(scheduler)
@@ -531,6 +532,10 @@ def _refusal(name, scheduler):
         return f"algorithm_type = {config.algorithm_type!r} cannot end at sigma 0; make it 'dpmsolver++'"
     if config.get("solver_type") == "bh1":
         return "solver_type = 'bh1' is not a number at sigma 0; make it 'bh2'"
+    if not config.get("predict_x0", True):
+        return "predict_x0 = False is not a number at sigma 0; make it True"
+    if config.get("use_flow_sigmas") is False and config.get("prediction_type") == "flow_prediction":
+        return "prediction_type = 'flow_prediction' needs use_flow_sigmas = True"
     if config.get("invert_sigmas"):
         return "invert_sigmas = True: its times run from the data"
     return ""
@@ -561,6 +566,12 @@ def _is_flow(scheduler):
     config = scheduler.config
     named = type(scheduler).__name__.startswith("FlowMatch")
     return named or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
+
+
+def _is_continuous(scheduler):
+    """Whether networks hear log(sigma) / 4; diffusers does so for this one prediction type."""
+    config = scheduler.config
+    return config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
 
 
 def _within(clock, sigmas, what):

@@ -366,12 +366,29 @@ def test_another_number_of_steps_is_refused(diffusers):
             r"dpmsolver\+\+",
         ),
         ("UniPCMultistep", {"solver_type": "bh1"}, "bh2"),
+        ("UniPCMultistep", {"predict_x0": False}, "predict_x0"),
+        ("DPMSolverMultistep", {"prediction_type": "flow_prediction"}, "use_flow_sigmas"),
         ("FlowMatchEulerDiscrete", {"invert_sigmas": True}, "invert_sigmas"),
     ],
 )
 def test_a_scheduler_that_cannot_take_a_grid_is_refused_with_the_reason(diffusers, name, config, said):
     with pytest.raises(ValueError, match=said):
         to_diffusers(getattr(diffusers, f"{name}Scheduler")(**config), inside(5))
+
+
+def test_networks_of_other_times_are_refused(diffusers):
+    """The times of a continuous scheduler are log(sigma) / 4, and noise may be predicted from a state of a flow."""
+    for scheduler in (
+        diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+        diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True),
+    ):
+        with pytest.raises(ValueError, match="not known here"):
+            from_diffusers(torch.nn.Identity(), scheduler)
+
+
+def test_continuous_times_are_those_of_v_alone(diffusers):
+    found = handed(diffusers, "EulerDiscrete", inside(5), timestep_type="continuous")
+    torch.testing.assert_close(found, sample_ddim(denoiser, start(inside(5)), inside(5)), **CLOSE)
 
 
 def test_grids_that_do_not_fit_are_refused(diffusers):
