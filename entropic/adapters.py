@@ -71,8 +71,10 @@ class _Table:
 
     def t(self, sigma):
         """The time at which log sigma, linear between the training times, is that of sigma."""
-        found = np.interp(sigma.log().numpy(), self._log_sigma.numpy(), self._times.numpy())
-        return torch.from_numpy(np.asarray(found))
+        at, known = sigma.log().clamp(*self._log_sigma[[0, -1]].tolist()), self._log_sigma
+        right = torch.searchsorted(known, at.detach()).clamp_min(1)
+        low, high = known[right - 1], known[right]
+        return torch.lerp(self._times[right - 1], self._times[right], (at - low) / (high - low))
 
 
 class _Timed:
@@ -172,7 +174,7 @@ class NetworkDenoiser:
 def _home(network, y):
     """Device and dtype of the network's weights; those of the state where it has none."""
     for weight in network.parameters() if isinstance(network, torch.nn.Module) else ():
-        if weight.is_floating_point():
+        if weight.is_floating_point() and weight.itemsize > 1:  # weights may be kept in 8 bits; no state may
             return weight.device, weight.dtype
     return y.device, y.dtype
 

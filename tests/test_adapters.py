@@ -152,6 +152,31 @@ def test_knows_its_range():
     assert (official.sigma_min, official.sigma_max) == (0.01, 100.0)
 
 
+def test_derivatives_are_those_of_the_closed_form():
+    """Forward and backward, in x and in sigma: the time of a table is piecewise linear in log sigma."""
+    adapted = ADAPTED["epsilon"]
+    x, direction = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+    _, slope = torch.func.jvp(
+        lambda x: from_epsilon(lambda y, t: 0.5 * y, ALPHAS)(x, 2.0), (x,), (direction,)
+    )
+    torch.testing.assert_close(slope, direction * (1 - 1 / 5**0.5))
+    sigma = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    times = adapted._process.t(sigma)
+    (slope,) = torch.autograd.grad(times, sigma)
+    right = int(times) + 1
+    expected = 1 / (2 * (TABLE[right] / TABLE[right - 1]).log())
+    torch.testing.assert_close(slope, expected)
+
+
+def test_no_state_is_rounded_to_8_bits():
+    """Weights that are stored in 8 bits are cast for each layer; the state is not."""
+    network = Linear(torch.float32).to(torch.float8_e4m3fn)
+    network.forward = lambda y, t: (told.append(y.dtype), y)[1]
+    told = []
+    from_epsilon(network, ALPHAS)(torch.zeros(2, 3), 1.0)
+    assert told == [torch.float32]
+
+
 def test_a_table_that_ends_at_infinity_loses_its_end():
     alphas = ALPHAS.sqrt()
     alphas = ((alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])).square()  # zero terminal SNR
