@@ -378,8 +378,11 @@ def from_diffusers(network, scheduler, *, time_scale=None, **options):
         )
     known = hasattr(scheduler, "alphas_cumprod") and kind in ("epsilon", "v_prediction", "sample")
     if not known or _is_flow(scheduler) or _is_continuous(scheduler):
+        times = " and continuous times" * _is_continuous(scheduler) + " and use_flow_sigmas" * _is_flow(
+            scheduler
+        )
         raise ValueError(
-            f"{type(scheduler).__name__} with prediction_type = {kind!r} is not known here; pass the network to "
+            f"{type(scheduler).__name__} with prediction_type = {kind!r}{times} is not known here; pass the network to "
             "from_epsilon, from_v, from_flow, from_score or from_edm"
         )
     kind = "v" if kind == "v_prediction" else kind

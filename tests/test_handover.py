@@ -378,11 +378,12 @@ def test_a_scheduler_that_cannot_take_a_grid_is_refused_with_the_reason(diffuser
 
 def test_networks_of_other_times_are_refused(diffusers):
     """The times of a continuous scheduler are log(sigma) / 4, and noise may be predicted from a state of a flow."""
-    for scheduler in (
-        diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
-        diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True),
+    continuous = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
+    for scheduler, said in (
+        (diffusers.EulerDiscreteScheduler(**continuous), "continuous times is not known here"),
+        (diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True), "use_flow_sigmas is not known here"),
     ):
-        with pytest.raises(ValueError, match="not known here"):
+        with pytest.raises(ValueError, match=said):
             from_diffusers(torch.nn.Identity(), scheduler)
 
 
