@@ -67,7 +67,7 @@ def sample_pipeline(pipe, arguments, *, guided=False, seed=0):
         )
         try:
             generator = torch.Generator().manual_seed(seed + index)
-            made = pipe(**{"generator": generator, **one}, output_type="latent")[0].float().cpu()
+            made = pipe(**{"generator": generator, **one, "output_type": "latent"})[0].float().cpu()
         finally:
             hook.remove()
         first, count = heard[0], len(made)

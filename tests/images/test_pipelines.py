@@ -183,6 +183,7 @@ def test_what_does_not_go_together_is_named(pipelines):
     pipe = MAKE["sd"](pipelines)
     pipe.set_progress_bar_config(disable=True)
     arguments = conditions("sd", 2)
+    assert len(sample_pipeline(pipe, [one | {"output_type": "pil"} for one in arguments]).x) == 2
     with pytest.raises(ValueError, match="arguments = "):
         sample_pipeline(pipe, [])
     with pytest.raises(ValueError, match="raise guidance_scale"):
