@@ -59,7 +59,7 @@ class _Table:
             )
         sigma = ((1 - alphas) / alphas).sqrt()
         inside = (sigma > 0) & torch.isfinite(sigma)  # a table of zero terminal SNR ends at infinity
-        self._log_sigma, self._times = sigma[inside].log(), torch.arange(len(sigma)).double()[inside]
+        self._log_sigma, self._times = sigma[inside].log(), inside.nonzero()[:, 0].double()
         if len(self._times) < 2 or not (self._log_sigma.diff() > 0).all():
             raise ValueError(
                 "alphas_cumprod does not fall from one training time to the next; is it reversed?"
@@ -334,9 +334,9 @@ def from_score(network, process, **options):
 def from_edm(network, **options):
     """The `NetworkDenoiser` of an official EDM or EDM2 network (x, sigma, class_labels), which denoises by itself.
 
-    labels: classes (N,) as whole numbers, or one-hot (N, label_dim), which these networks want. Its range is
+    labels: one-hot (N, label_dim), which these networks want, or classes (N,) as whole numbers. Its range is
     sigma_min to sigma_max of the network where it has them. options as in `from_epsilon`; `unconditional` is
-    zeros (1, label_dim).
+    zeros (1, label_dim), beside labels that are one-hot.
     Source: Karras et al. (2022), table 1.
     """
     clock = _Timed(noise.edm())
@@ -518,7 +518,7 @@ _TAKEN = (
 _INSTEAD = {
     "DDIM": "it steps by whole training times; EulerDiscreteScheduler takes the same steps",
     "DDPM": "it steps by whole training times; EulerAncestralDiscreteScheduler takes the same steps",
-    "PNDM": "it steps by equal training times",
+    "PNDM": "it steps by equal training times; DPMSolverMultistepScheduler.from_config(scheduler.config) takes a grid",
     "DPMSolverSinglestep": "the order of each step hangs on their number; DPMSolverMultistepScheduler takes a grid",
     "KDPM2Discrete": "it adds levels of its own in between; HeunDiscreteScheduler takes a grid",
     "KDPM2AncestralDiscrete": "it adds levels of its own in between; EulerAncestralDiscreteScheduler takes a grid",

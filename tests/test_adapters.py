@@ -168,6 +168,13 @@ def test_derivatives_are_those_of_the_closed_form():
     torch.testing.assert_close(slope, expected)
 
 
+def test_a_default_device_of_torch_s_changes_nothing():
+    with torch.device("meta"):
+        adapted = from_epsilon(epsilon, ALPHAS)
+    x = torch.randn(4, 3, dtype=F64)
+    assert torch.equal(adapted(x, 2.0), ADAPTED["epsilon"](x, 2.0))
+
+
 def test_no_state_is_rounded_to_8_bits():
     """Weights that are stored in 8 bits are cast for each layer; the state is not."""
     network = Linear(torch.float32).to(torch.float8_e4m3fn)

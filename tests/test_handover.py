@@ -356,7 +356,7 @@ def test_another_number_of_steps_is_refused(diffusers):
     [
         ("DDIM", {}, "whole training times; EulerDiscreteScheduler"),
         ("DDPM", {}, "whole training times; EulerAncestral"),
-        ("PNDM", {}, "equal training times"),
+        ("PNDM", {}, "equal training times; DPMSolverMultistepScheduler.from_config"),
         ("DPMSolverSinglestep", {}, "DPMSolverMultistepScheduler takes a grid"),
         ("KDPM2Discrete", {}, "levels of its own"),
         ("LCM", {}, "not known here"),
@@ -374,6 +374,16 @@ def test_another_number_of_steps_is_refused(diffusers):
 def test_a_scheduler_that_cannot_take_a_grid_is_refused_with_the_reason(diffusers, name, config, said):
     with pytest.raises(ValueError, match=said):
         to_diffusers(getattr(diffusers, f"{name}Scheduler")(**config), inside(5))
+
+
+def test_the_scheduler_that_stable_diffusion_comes_with_gives_its_place(diffusers):
+    own = diffusers.PNDMScheduler(
+        **STABLE_DIFFUSION, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+    )
+    scheduler = to_diffusers(diffusers.DPMSolverMultistepScheduler.from_config(own.config), inside(8))
+    x = start(inside(8)) / (1 + inside(8)[0] ** 2) ** 0.5
+    found = walk(scheduler, network_of(scheduler), x)
+    torch.testing.assert_close(found, sample_dpmpp_2m(denoiser, start(inside(8)), inside(8)), **CLOSE)
 
 
 def test_networks_of_other_times_are_refused(diffusers):
