@@ -26,7 +26,7 @@ from entropic.adapters import (
 from entropic.images.wheels import mend_torchvision
 from entropic.saved import load_schedule, save_schedule
 from entropic.schedules import edm_sigmas, log_sigmas
-from entropic.solvers import sample_ddim, sample_ddim_stochastic, sample_dpmpp_2m, sample_heun
+from entropic.solvers import find_solver, sample_ddim, sample_ddim_stochastic, sample_dpmpp_2m, sample_heun
 
 # Of diffusers' own numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -273,6 +273,13 @@ def test_schedulers_of_edm(diffusers, name):
     sampler = sample_ddim if name == "EDMEuler" else sample_dpmpp_2m
     found = walk(scheduler, network, start(sigmas))
     torch.testing.assert_close(found, sampler(denoiser, start(sigmas), sigmas), rtol=1e-5, atol=1e-5)
+
+
+def test_the_schedulers_that_walk_as_our_samplers_do_are_solver_names(diffusers):
+    ours = {"EDMEuler": "ddim", "EDMDPMSolverMultistep": "dpmpp_2m", "FlowMatchEulerDiscrete": "ddim"}
+    for name, solver in ours.items():
+        scheduler = getattr(diffusers, f"{name}Scheduler")()
+        assert find_solver(type(scheduler).__name__).name == solver
 
 
 FLOWS = {
