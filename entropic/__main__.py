@@ -18,7 +18,7 @@ def main(argv=None):
     arguments = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         importlib.import_module(arguments.module).run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.error(str(error))
     return 0
 

@@ -59,7 +59,7 @@ class _Table:
             )
         sigma = ((1 - alphas) / alphas).sqrt()
         inside = (sigma > 0) & torch.isfinite(sigma)  # a table of zero terminal SNR ends at infinity
-        self._log_sigma, self._times = sigma[inside].log(), torch.arange(len(sigma)).double()[inside]
+        self._log_sigma, self._times = sigma[inside].log(), inside.nonzero()[:, 0].double()
         if len(self._times) < 2 or not (self._log_sigma.diff() > 0).all():
             raise ValueError(
                 "alphas_cumprod does not fall from one training time to the next; is it reversed?"
@@ -71,8 +71,10 @@ class _Table:
 
     def t(self, sigma):
         """The time at which log sigma, linear between the training times, is that of sigma."""
-        found = np.interp(sigma.log().numpy(), self._log_sigma.numpy(), self._times.numpy())
-        return torch.from_numpy(np.asarray(found))
+        at, known = sigma.log().clamp(*self._log_sigma[[0, -1]].tolist()), self._log_sigma
+        right = torch.searchsorted(known, at.detach()).clamp_min(1)
+        low, high = known[right - 1], known[right]
+        return torch.lerp(self._times[right - 1], self._times[right], (at - low) / (high - low))
 
 
 class _Timed:
@@ -172,7 +174,7 @@ class NetworkDenoiser:
 def _home(network, y):
     """Device and dtype of the network's weights; those of the state where it has none."""
     for weight in network.parameters() if isinstance(network, torch.nn.Module) else ():
-        if weight.is_floating_point():
+        if weight.is_floating_point() and weight.itemsize > 1:  # weights may be kept in 8 bits; no state may
             return weight.device, weight.dtype
     return y.device, y.dtype
 
@@ -209,16 +211,37 @@ def _per_row(values, y):
     return values.to(y.device, y.dtype).reshape(-1, *[1] * (y.ndim - 1))
 
 
-# Labels: a tensor (N, ...), or mappings, tuples and lists of such tensors, None and other constants
+# Labels: a tensor or array (N, ...), or mappings, tuples and lists of such tensors, None and other constants
 
 
 def _mapped(function, *labels):
-    first = labels[0]
-    if isinstance(first, Mapping):
+    labels = [_plain(one) for one in labels]
+    first, *others = labels
+    kind = next(
+        (one for one in (Mapping, (tuple, list), torch.Tensor) if isinstance(first, one)), type(first)
+    )
+    if not all(isinstance(one, kind) for one in others):
+        raise TypeError(f"{type(first).__name__} beside {', '.join(type(one).__name__ for one in others)}")
+    if kind is Mapping:
+        if any(one.keys() != first.keys() for one in others):
+            raise KeyError(", ".join(sorted(map(str, set(first).symmetric_difference(*others)))))
         return {key: _mapped(function, *(one[key] for one in labels)) for key in first}
     if isinstance(first, (tuple, list)):
-        return type(first)(_mapped(function, *ones) for ones in zip(*labels, strict=True))
-    return function(*labels) if isinstance(first, torch.Tensor) else first
+        parts = [_mapped(function, *ones) for ones in zip(*labels, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    if isinstance(first, torch.Tensor):
+        return function(*labels)
+    if any(one != first for one in others):
+        raise ValueError(f"{first!r} beside {', '.join(map(repr, others))}, of which no batch can be made")
+    return first
+
+
+def _plain(value):
+    """An array as a tensor; anything else as it is."""
+    try:
+        return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"labels hold an array of {value.dtype}; pass tensors of numbers") from error
 
 
 def rows_of(labels, rows):
@@ -228,6 +251,7 @@ def rows_of(labels, rows):
 
 def tensors_of(labels, name):
     """{name: tensor} of the tensors in `labels`, named by their places."""
+    labels = _plain(labels)
     if isinstance(labels, torch.Tensor):
         return {name: labels}
     if not isinstance(labels, (Mapping, tuple, list)):
@@ -310,9 +334,9 @@ def from_score(network, process, **options):
 def from_edm(network, **options):
     """The `NetworkDenoiser` of an official EDM or EDM2 network (x, sigma, class_labels), which denoises by itself.
 
-    labels: classes (N,) as whole numbers, or one-hot (N, label_dim), which these networks want. Its range is
+    labels: one-hot (N, label_dim), which these networks want, or classes (N,) as whole numbers. Its range is
     sigma_min to sigma_max of the network where it has them. options as in `from_epsilon`; `unconditional` is
-    zeros (1, label_dim).
+    zeros (1, label_dim), beside labels that are one-hot.
     Source: Karras et al. (2022), table 1.
     """
     clock = _Timed(noise.edm())
@@ -345,16 +369,20 @@ def from_diffusers(network, scheduler, *, time_scale=None, **options):
     """
     config, network = scheduler.config, _ByName(network)
     kind = config.get("prediction_type", "epsilon")
-    if _is_flow(scheduler):
+    if _is_flow(scheduler) and config.get("prediction_type", "flow_prediction") == "flow_prediction":
         scale = config.num_train_timesteps if time_scale is None else time_scale
         return from_flow(network, time_scale=scale, **options)
     if time_scale is not None:
         raise ValueError(
             f"time_scale = {time_scale}; {type(scheduler).__name__} is none of flow matching, leave it out"
         )
-    if not hasattr(scheduler, "alphas_cumprod") or kind not in ("epsilon", "v_prediction", "sample"):
+    known = hasattr(scheduler, "alphas_cumprod") and kind in ("epsilon", "v_prediction", "sample")
+    if not known or _is_flow(scheduler) or _is_continuous(scheduler):
+        times = " and continuous times" * _is_continuous(scheduler) + " and use_flow_sigmas" * _is_flow(
+            scheduler
+        )
         raise ValueError(
-            f"{type(scheduler).__name__} with prediction_type = {kind!r} is not known here; pass the network to "
+            f"{type(scheduler).__name__} with prediction_type = {kind!r}{times} is not known here; pass the network to "
             "from_epsilon, from_v, from_flow, from_score or from_edm"
         )
     kind = "v" if kind == "v_prediction" else kind
@@ -455,7 +483,7 @@ def to_diffusers(scheduler, sigmas):
         times = levels[:-1] * scheduler.config.num_train_timesteps
     elif name.startswith("EDM"):
         times = scheduler.precondition_noise(levels[:-1])
-    elif scheduler.config.get("timestep_type") == "continuous":
+    elif _is_continuous(scheduler):
         times = levels[:-1].log() / 4
     else:
         table = _Table(scheduler)
@@ -490,7 +518,7 @@ _TAKEN = (
 _INSTEAD = {
     "DDIM": "it steps by whole training times; EulerDiscreteScheduler takes the same steps",
     "DDPM": "it steps by whole training times; EulerAncestralDiscreteScheduler takes the same steps",
-    "PNDM": "it steps by equal training times",
+    "PNDM": "it steps by equal training times; DPMSolverMultistepScheduler.from_config(scheduler.config) takes a grid",
     "DPMSolverSinglestep": "the order of each step hangs on their number; DPMSolverMultistepScheduler takes a grid",
     "KDPM2Discrete": "it adds levels of its own in between; HeunDiscreteScheduler takes a grid",
     "KDPM2AncestralDiscrete": "it adds levels of its own in between; EulerAncestralDiscreteScheduler takes a grid",
@@ -509,6 +537,10 @@ def _refusal(name, scheduler):
         return f"algorithm_type = {config.algorithm_type!r} cannot end at sigma 0; make it 'dpmsolver++'"
     if config.get("solver_type") == "bh1":
         return "solver_type = 'bh1' is not a number at sigma 0; make it 'bh2'"
+    if not config.get("predict_x0", True):
+        return "predict_x0 = False is not a number at sigma 0; make it True"
+    if config.get("use_flow_sigmas") is False and config.get("prediction_type") == "flow_prediction":
+        return "prediction_type = 'flow_prediction' needs use_flow_sigmas = True"
     if config.get("invert_sigmas"):
         return "invert_sigmas = True: its times run from the data"
     return ""
@@ -539,6 +571,12 @@ def _is_flow(scheduler):
     config = scheduler.config
     named = type(scheduler).__name__.startswith("FlowMatch")
     return named or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
+
+
+def _is_continuous(scheduler):
+    """Whether networks hear log(sigma) / 4; diffusers does so for this one prediction type."""
+    config = scheduler.config
+    return config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
 
 
 def _within(clock, sigmas, what):

@@ -137,8 +137,13 @@ def estimate(
     seed = integer("seed", seed, 0)
     if samples > len(x):
         raise ValueError(f"samples = {samples}; x has only {len(x)} rows to draw from without replacement")
-    if isinstance(labels, (np.ndarray, list)):
-        labels = torch.as_tensor(labels, device=x.device)
+    if isinstance(labels, np.ndarray) or (isinstance(labels, list) and not tensors_of(labels, "labels")):
+        try:
+            labels = torch.as_tensor(labels, device=x.device)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"labels are not numbers ({error}); pass a tensor with a row for each of x"
+            ) from error
     for name, tensor in tensors_of(labels, "labels").items():
         if tensor.shape[:1] != x.shape[:1]:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; x has {len(x)} rows")

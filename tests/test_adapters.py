@@ -1,6 +1,7 @@
 """Networks of every parameterisation against the closed form of a Gaussian, and what is refused."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -151,6 +152,38 @@ def test_knows_its_range():
     assert (official.sigma_min, official.sigma_max) == (0.01, 100.0)
 
 
+def test_derivatives_are_those_of_the_closed_form():
+    """Forward and backward, in x and in sigma: the time of a table is piecewise linear in log sigma."""
+    adapted = ADAPTED["epsilon"]
+    x, direction = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+    _, slope = torch.func.jvp(
+        lambda x: from_epsilon(lambda y, t: 0.5 * y, ALPHAS)(x, 2.0), (x,), (direction,)
+    )
+    torch.testing.assert_close(slope, direction * (1 - 1 / 5**0.5))
+    sigma = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    times = adapted._process.t(sigma)
+    (slope,) = torch.autograd.grad(times, sigma)
+    right = int(times) + 1
+    expected = 1 / (2 * (TABLE[right] / TABLE[right - 1]).log())
+    torch.testing.assert_close(slope, expected)
+
+
+def test_a_default_device_of_torch_s_changes_nothing():
+    with torch.device("meta"):
+        adapted = from_epsilon(epsilon, ALPHAS)
+    x = torch.randn(4, 3, dtype=F64)
+    assert torch.equal(adapted(x, 2.0), ADAPTED["epsilon"](x, 2.0))
+
+
+def test_no_state_is_rounded_to_8_bits():
+    """Weights that are stored in 8 bits are cast for each layer; the state is not."""
+    network = Linear(torch.float32).to(torch.float8_e4m3fn)
+    network.forward = lambda y, t: (told.append(y.dtype), y)[1]
+    told = []
+    from_epsilon(network, ALPHAS)(torch.zeros(2, 3), 1.0)
+    assert told == [torch.float32]
+
+
 def test_a_table_that_ends_at_infinity_loses_its_end():
     alphas = ALPHAS.sqrt()
     alphas = ((alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])).square()  # zero terminal SNR
@@ -243,6 +276,52 @@ def test_guidance_wants_both_halves_alike():
     wrong = from_epsilon(conditioned, ALPHAS, guidance=2.0, unconditional=labels_of(2, 0))
     with pytest.raises(ValueError, match="x has 3 rows"):
         wrong(torch.zeros(3, 3), 1.0, labels_of(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("without", "labels"),
+    [
+        (3, torch.zeros(3)),
+        ([3], torch.zeros(1)),
+        ("", "cat"),
+        ({"text": None}, {"text": torch.zeros(3)}),
+        ({"text": torch.zeros(1)}, {"text": torch.zeros(3), "more": torch.zeros(3)}),
+    ],
+)
+def test_guidance_never_loses_a_label(without, labels):
+    """A constant in place of a tensor would be the condition of both halves, and a lacking name would be lost."""
+    guided = from_epsilon(lambda y, t, *_, **__: y, ALPHAS, guidance=2.0, unconditional=without)
+    count = 1 if without == [3] else 3
+    with pytest.raises(ValueError, match="differ in structure"):
+        guided(torch.zeros(count, 3), 1.0, labels)
+
+
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
+def test_arrays_and_named_tuples_are_labels_row_by_row():
+    labels = Pair(np.arange(4.0), {"inner": (torch.arange(4), np.arange(4))})
+    found = adapters.rows_of(labels, torch.tensor([2, 0]))
+    assert isinstance(found, Pair) and found.first.tolist() == [2, 0]
+    assert [one.tolist() for one in found.second["inner"]] == [[2, 0], [2, 0]]
+    x, sigmas = torch.randn(20, 3, dtype=F64), torch.logspace(-1, 1, 4)
+    with pytest.raises(ValueError, match=r"labels\['y'\] has shape \(3,\)"):
+        estimate(denoiser, x, sigmas, labels={"y": np.arange(3)}, samples=20)
+    for words in (["cat"] * 20, np.array(["cat"] * 20), {"y": np.array(["cat"] * 20)}):
+        with pytest.raises(ValueError, match=r"of numbers|are not numbers"):
+            estimate(denoiser, x, sigmas, labels=words, samples=20)
+    told = []
+    estimate(
+        lambda x, sigma, y: (told.append(y), denoiser(x, sigma))[1],
+        x,
+        sigmas,
+        labels=[torch.arange(20), torch.arange(20)],
+        samples=20,
+        batch=5,
+    )
+    assert [one.shape for one in told[0]] == [(5,), (5,)]
 
 
 def test_classes_of_edm_are_whole_numbers_or_one_hot():

@@ -1,5 +1,6 @@
 """`entropic estimate`, `place` and `convert`, one after the other, as on a command line."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,14 +148,57 @@ def test_a_pipeline_and_its_prompts(capsys, tmp_path, monkeypatch, pipelines):
         (["--denoiser", "json:loads", "--data", "words.npz"], "it must hold x"),
         (["--denoiser", "json:loads", "--data", "broken.npy"], "no whole .npy"),
         (["--log", "missing.jsonl"], "missing.jsonl"),
+        (["--denoiser", "./json.py:loads", "--data", "x.npy"], "neither folder nor .py"),
+        (["--denoiser", ".json:loads", "--data", "x.npy"], "MODULE:NAME"),
+        (["--denoiser", "json:__name__", "--data", "x.npy"], "a callable"),
+        (["--denoiser", "json:loads", "--data", "scalar.npy"], "it must hold x (N, ...)"),
+        (["--denoiser", "json:loads", "--data", "texts.npz"], "of numbers"),
+        (["--denoiser", "json:loads", "--data", "broken.npz"], "no whole .npy"),
     ],
 )
 def test_what_cannot_be_estimated_is_named(capsys, folder, words, said):
     np.savez("words.npz", y=np.zeros(3))
     with open("broken.npy", "wb") as f:
         f.write(b"\x93NUMPY and no more")
+    np.save("scalar.npy", 1.0)
+    np.savez("texts.npz", x=np.zeros((2, 3)), labels=np.array(["a", "b"]))
+    Path("broken.npz").write_bytes(b"PK\x03\x04 and no more")
     assert said in refused(capsys, "estimate", *words, "--out", "c.npz")
     assert "ends in .npz" in refused(capsys, "estimate", "--network", "fashion-mnist", "--out", "c.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--levels", 3], "levels = 3"),
+        (["--samples", 1], "samples = 1"),
+        (["--batch", 0], "batch = 0"),
+        (["--seed", -1], "seed = -1"),
+        (["--steps", 0], "steps = 0"),
+        (["--sigma-min", 2, "--sigma-max", 1], "not below sigma_max"),
+        (["--device", "nonsense"], "device = 'nonsense' cannot be had"),
+        (["--out", "missing/c.npz"], "its folder does not exist"),
+        (["--prompts", "empty.txt"], "empty.txt holds 0 prompts"),
+        (["--prompts", "latin.txt"], "latin.txt is no text in UTF-8"),
+    ],
+)
+def test_what_cannot_end_well_is_said_before_a_pipeline_is_loaded(capsys, folder, monkeypatch, words, said):
+    def load(*_):
+        raise AssertionError("the pipeline was loaded")
+
+    monkeypatch.setattr("entropic.images.pipelines.load_pipeline", load)
+    Path("prompts.txt").write_text("a cat\na dog\n")
+    Path("empty.txt").write_text("\n\n")
+    Path("latin.txt").write_bytes("une forêt\nun chien\n".encode("latin-1"))
+    usual = ["--pipeline", "x", "--prompts", "prompts.txt", "--out", "c.npz"]
+    assert said in refused(capsys, "estimate", *usual, *words)
+
+
+def test_a_missing_extra_is_one_line(capsys, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    Path("prompts.txt").write_text("a cat\na dog\n")
+    words = ["--pipeline", "x", "--prompts", "prompts.txt", "--out", "c.npz"]
+    assert "entropic-time[pipelines]" in refused(capsys, "estimate", *words)
 
 
 def test_a_file_that_is_no_schedule_is_named(capsys, tmp_path):

@@ -26,7 +26,7 @@ from entropic.adapters import (
 from entropic.images.wheels import mend_torchvision
 from entropic.saved import load_schedule, save_schedule
 from entropic.schedules import edm_sigmas, log_sigmas
-from entropic.solvers import sample_ddim, sample_ddim_stochastic, sample_dpmpp_2m, sample_heun
+from entropic.solvers import find_solver, sample_ddim, sample_ddim_stochastic, sample_dpmpp_2m, sample_heun
 
 # Of diffusers' own numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -275,6 +275,13 @@ def test_schedulers_of_edm(diffusers, name):
     torch.testing.assert_close(found, sampler(denoiser, start(sigmas), sigmas), rtol=1e-5, atol=1e-5)
 
 
+def test_the_schedulers_that_walk_as_our_samplers_do_are_solver_names(diffusers):
+    ours = {"EDMEuler": "ddim", "EDMDPMSolverMultistep": "dpmpp_2m", "FlowMatchEulerDiscrete": "ddim"}
+    for name, solver in ours.items():
+        scheduler = getattr(diffusers, f"{name}Scheduler")()
+        assert find_solver(type(scheduler).__name__).name == solver
+
+
 FLOWS = {
     "FlowMatchEulerDiscrete": [
         {},
@@ -356,7 +363,7 @@ def test_another_number_of_steps_is_refused(diffusers):
     [
         ("DDIM", {}, "whole training times; EulerDiscreteScheduler"),
         ("DDPM", {}, "whole training times; EulerAncestral"),
-        ("PNDM", {}, "equal training times"),
+        ("PNDM", {}, "equal training times; DPMSolverMultistepScheduler.from_config"),
         ("DPMSolverSinglestep", {}, "DPMSolverMultistepScheduler takes a grid"),
         ("KDPM2Discrete", {}, "levels of its own"),
         ("LCM", {}, "not known here"),
@@ -366,12 +373,40 @@ def test_another_number_of_steps_is_refused(diffusers):
             r"dpmsolver\+\+",
         ),
         ("UniPCMultistep", {"solver_type": "bh1"}, "bh2"),
+        ("UniPCMultistep", {"predict_x0": False}, "predict_x0"),
+        ("DPMSolverMultistep", {"prediction_type": "flow_prediction"}, "use_flow_sigmas"),
         ("FlowMatchEulerDiscrete", {"invert_sigmas": True}, "invert_sigmas"),
     ],
 )
 def test_a_scheduler_that_cannot_take_a_grid_is_refused_with_the_reason(diffusers, name, config, said):
     with pytest.raises(ValueError, match=said):
         to_diffusers(getattr(diffusers, f"{name}Scheduler")(**config), inside(5))
+
+
+def test_the_scheduler_that_stable_diffusion_comes_with_gives_its_place(diffusers):
+    own = diffusers.PNDMScheduler(
+        **STABLE_DIFFUSION, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+    )
+    scheduler = to_diffusers(diffusers.DPMSolverMultistepScheduler.from_config(own.config), inside(8))
+    x = start(inside(8)) / (1 + inside(8)[0] ** 2) ** 0.5
+    found = walk(scheduler, network_of(scheduler), x)
+    torch.testing.assert_close(found, sample_dpmpp_2m(denoiser, start(inside(8)), inside(8)), **CLOSE)
+
+
+def test_networks_of_other_times_are_refused(diffusers):
+    """The times of a continuous scheduler are log(sigma) / 4, and noise may be predicted from a state of a flow."""
+    continuous = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
+    for scheduler, said in (
+        (diffusers.EulerDiscreteScheduler(**continuous), "continuous times is not known here"),
+        (diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True), "use_flow_sigmas is not known here"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            from_diffusers(torch.nn.Identity(), scheduler)
+
+
+def test_continuous_times_are_those_of_v_alone(diffusers):
+    found = handed(diffusers, "EulerDiscrete", inside(5), timestep_type="continuous")
+    torch.testing.assert_close(found, sample_ddim(denoiser, start(inside(5)), inside(5)), **CLOSE)
 
 
 def test_grids_that_do_not_fit_are_refused(diffusers):

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,7 @@ def run(arguments):
     given = [name for name in SOURCES if getattr(arguments, name) is not None]
     if len(given) != 1:
         raise ValueError(f"pass one of {', '.join('--' + name for name in SOURCES)}, not {len(given)}")
-    if Path(arguments.out).suffix != ".npz":  # before hours of calls, not after
-        raise ValueError(f"out = {arguments.out}; a curve is kept in a file that ends in .npz")
+    _check_early(arguments)
     for option, source in (("data", "denoiser"), ("prompts", "pipeline"), ("guidance", "pipeline")):
         if getattr(arguments, option) is not None and given != [source]:
             raise ValueError(f"--{option} belongs to --{source}, which is not given")
@@ -34,14 +34,13 @@ def run(arguments):
     denoiser, x, labels, about = _SOURCES[given[0]](arguments)
     low = _end(arguments.sigma_min, denoiser, "sigma_min", _RANGE[0])
     high = _end(arguments.sigma_max, denoiser, "sigma_max", _RANGE[1])
-    count = _check.integer("levels", arguments.levels, 4)
-    samples = min(_check.integer("samples", arguments.samples, 2), len(x))
+    count, samples = arguments.levels, min(arguments.samples, len(x))
     _say(f"{count} levels, {samples} samples each: {count * samples:,} calls of the network")
     found = estimate(
         denoiser,
         x.to(arguments.device),
         edm_sigmas(count, low, high)[:-1].flip(0),
-        labels=labels,
+        labels=labels.to(arguments.device) if torch.is_tensor(labels) else labels,  # a pipeline moves its own
         samples=samples,
         seed=arguments.seed,
         batch=arguments.batch,
@@ -50,6 +49,28 @@ def run(arguments):
     )
     save_curve(arguments.out, found.curve(), **about, levels=count, samples=samples, seed=arguments.seed)
     _say(f"kept in {arguments.out}; next: entropic place -n 10 --curve {arguments.out} --solver heun")
+
+
+def _check_early(arguments):
+    """ValueError for what would else be found out after hours of calls."""
+    out = Path(arguments.out)
+    if out.suffix != ".npz":
+        raise ValueError(f"out = {out}; a curve is kept in a file that ends in .npz")
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(
+            f"out = {out}; its folder does not exist or cannot be written: make it, or pass another"
+        )
+    for name, least in (("levels", 4), ("samples", 2), ("seed", 0), ("batch", 1), ("steps", 1)):
+        _check.integer(name, getattr(arguments, name), least)
+    ends = [getattr(arguments, name) for name in ("sigma_min", "sigma_max")]
+    if None not in ends:
+        _check.sigma_range(*ends)
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device = {arguments.device!r} cannot be had ({error}); pass cpu, or cuda"
+        ) from error
 
 
 def _say(text):
@@ -72,7 +93,11 @@ def _denoiser(arguments):
     module, _, name = arguments.denoiser.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
+        if not all(word.isidentifier() for word in module.split(".")):
+            raise ValueError(f"{module!r} is no name of a module, which has neither folder nor .py")
         found = getattr(importlib.import_module(module), name)
+        if not callable(found):
+            raise ValueError(f"{name} is {found!r}")
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"denoiser = {arguments.denoiser!r} cannot be had ({error}); pass MODULE:NAME, a module of this folder and "
@@ -88,14 +113,14 @@ def _states(path):
         arrays = (
             {"x": arrays} if isinstance(arrays, np.ndarray) else {name: arrays[name] for name in arrays.files}
         )
-    except (ValueError, EOFError, KeyError) as error:
+        states = [torch.from_numpy(arrays[name]) if name in arrays else None for name in ("x", "labels")]
+    except (ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no whole .npy or .npz of numbers ({error})") from error
-    if "x" not in arrays:
+    if states[0] is None or states[0].ndim == 0:
         raise ValueError(
             f"{path} holds {sorted(arrays)}; it must hold x (N, ...), and may hold labels (N, ...)"
         )
-    x = torch.from_numpy(arrays["x"])
-    return x, torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
+    return states
 
 
 def _shipped(arguments):
@@ -115,9 +140,7 @@ def _pipeline(arguments):
 
     if arguments.prompts is None:
         raise ValueError("--pipeline needs --prompts FILE: one prompt a line, a sample each")
-    prompts = [
-        line.strip() for line in Path(arguments.prompts).read_text("utf-8").splitlines() if line.strip()
-    ]
+    prompts = _prompts(arguments.prompts)
     pipe = load_pipeline(arguments.pipeline, arguments.device)
     options = {"num_inference_steps": arguments.steps}
     if arguments.guidance is not None:
@@ -127,6 +150,17 @@ def _pipeline(arguments):
     _say(f"{len(prompts)} samples took {made.calls:,} calls of the network")
     about = {"network": str(arguments.pipeline), "data": f"{len(prompts)} samples of its own"}
     return made.denoiser, made.x, made.labels, about
+
+
+def _prompts(path):
+    try:
+        lines = Path(path).read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); save it in this encoding") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if len(prompts) < 2:
+        raise ValueError(f"{path} holds {len(prompts)} prompts; a curve needs 2 or more, one a line")
+    return prompts
 
 
 _SOURCES = {"denoiser": _denoiser, "network": _shipped, "pipeline": _pipeline}

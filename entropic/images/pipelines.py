@@ -67,7 +67,7 @@ def sample_pipeline(pipe, arguments, *, guided=False, seed=0):
         )
         try:
             generator = torch.Generator().manual_seed(seed + index)
-            made = pipe(**{"generator": generator, **one}, output_type="latent")[0].float().cpu()
+            made = pipe(**{"generator": generator, **one, "output_type": "latent"})[0].float().cpu()
         finally:
             hook.remove()
         first, count = heard[0], len(made)
@@ -91,10 +91,14 @@ def sample_pipeline(pipe, arguments, *, guided=False, seed=0):
         if not all(_same(without[0], other) for other in without[1:]):
             raise ValueError("the samples have different negative prompts; ask for one")
         options = {"guidance": float(pipe.guidance_scale), "unconditional": _rows(without[0], slice(0, 1))}
-    if not hasattr(pipe.scheduler, "alphas_cumprod"):  # what the network hears at the scheduler's first time
+    bound = _Bound(network, fixed[0])
+    denoiser = from_diffusers(bound, pipe.scheduler, **options)
+    if (
+        denoiser.prediction == "velocity"
+    ):  # what the network hears at the scheduler's first time, in its own precision
         told = first.time / float(pipe.scheduler.timesteps[0])
-        options["time_scale"] = round(told * pipe.scheduler.config.num_train_timesteps, 3)
-    denoiser = from_diffusers(_Bound(network, fixed[0]), pipe.scheduler, **options)
+        options["time_scale"] = float(f"{told * pipe.scheduler.config.num_train_timesteps:.2g}")
+        denoiser = from_diffusers(bound, pipe.scheduler, **options)
     return Sampled(denoiser, torch.cat(latents), _joined(labels), calls)
 
 

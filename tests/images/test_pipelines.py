@@ -155,10 +155,35 @@ def _third(value):
     return {key: _third(one) for key, one in value.items()} if isinstance(value, dict) else value[2:3]
 
 
+@pytest.mark.parametrize(("kind", "scale"), [("flux", 1.0), ("sd3", 1000.0)])
+def test_the_time_that_a_network_hears(pipelines, kind, scale):
+    """Whatever the scheduler's class, and in half precision, which has three digits."""
+    pipe = MAKE[kind](pipelines)
+    pipe.set_progress_bar_config(disable=True)
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_dynamic_shifting": True}
+    for own in (
+        pipelines.UniPCMultistepScheduler(**flow),
+        to_diffusers(pipelines.FlowMatchEulerDiscreteScheduler(), edm_sigmas(4, 0.02, 60.0)),
+    ):
+        pipe.scheduler = own
+        made = sample_pipeline(pipe.to(torch.bfloat16), [_half(one) for one in conditions(kind, 1)])
+        told = []
+        with pipe.transformer.register_forward_pre_hook(
+            lambda _, __, named, told=told: told.append(named["timestep"]), with_kwargs=True
+        ):
+            made.denoiser(made.x, 1.0, made.labels)
+        assert told[0].tolist() == pytest.approx([0.5 * scale], rel=1e-6)
+
+
+def _half(arguments):
+    return {key: one.bfloat16() if torch.is_tensor(one) else one for key, one in arguments.items()}
+
+
 def test_what_does_not_go_together_is_named(pipelines):
     pipe = MAKE["sd"](pipelines)
     pipe.set_progress_bar_config(disable=True)
     arguments = conditions("sd", 2)
+    assert len(sample_pipeline(pipe, [one | {"output_type": "pil"} for one in arguments]).x) == 2
     with pytest.raises(ValueError, match="arguments = "):
         sample_pipeline(pipe, [])
     with pytest.raises(ValueError, match="raise guidance_scale"):
