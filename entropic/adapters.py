@@ -159,7 +159,7 @@ class NetworkDenoiser:
         if self.guidance is None:
             return self._call(y, t, labels)
         count = len(y)
-        both = _joined(_rows(self.unconditional, count), _rows(labels, count), count)
+        both = _joined(_rows(self.unconditional, count), _rows(labels, count))
         without, with_labels = self._call(torch.cat([y, y]), torch.cat([t, t]), both).chunk(2)
         return without + self.guidance * (with_labels - without)
 
@@ -271,7 +271,7 @@ def _rows(labels, count):
     return _mapped(expand, labels)
 
 
-def _joined(first, second, count):
+def _joined(first, second):
     """Two labels of the same structure one after the other."""
     try:
         return _mapped(lambda a, b: torch.cat([a.to(b.device, b.dtype), b]), first, second)
@@ -378,9 +378,8 @@ def from_diffusers(network, scheduler, *, time_scale=None, **options):
         )
     known = hasattr(scheduler, "alphas_cumprod") and kind in ("epsilon", "v_prediction", "sample")
     if not known or _is_flow(scheduler) or _is_continuous(scheduler):
-        times = " and continuous times" * _is_continuous(scheduler) + " and use_flow_sigmas" * _is_flow(
-            scheduler
-        )
+        times = " and continuous times" if _is_continuous(scheduler) else ""
+        times += " and use_flow_sigmas" if _is_flow(scheduler) else ""
         raise ValueError(
             f"{type(scheduler).__name__} with prediction_type = {kind!r}{times} is not known here; pass the network to "
             "from_epsilon, from_v, from_flow, from_score or from_edm"
@@ -427,14 +426,7 @@ def to_k_diffusion(sigmas, dtype=torch.float32, device=None):
 
 def to_comfy(sigmas):
     """One line of text for ComfyUI's node ManualSigmas: decimals without an exponent, which it reads as two numbers."""
-    return ", ".join(_decimal(one) for one in _check.schedule(sigmas).tolist())
-
-
-def _decimal(value):
-    """The shortest decimals that are the float `value`, without an exponent."""
-    text = np.format_float_positional(value, trim="0")
-    assert float(text) == value
-    return text
+    return ", ".join(np.format_float_positional(one, trim="0") for one in _check.schedule(sigmas).tolist())
 
 
 def to_skrample(sigmas, table=None):

@@ -479,11 +479,10 @@ def test_the_pipeline_of_stable_diffusion_with_guidance(pipelines, name):
     assert (found - ours).abs().max() <= 1e-5 * ours.abs().max()
 
 
-def test_the_pipeline_of_stable_diffusion_3(pipelines):
+def stable_diffusion_3(diffusers):
     torch.manual_seed(0)
-    transformer = pipelines.SD3Transformer2DModel(
+    transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
-        patch_size=2,
         in_channels=4,
         num_layers=1,
         attention_head_dim=8,
@@ -494,14 +493,19 @@ def test_the_pipeline_of_stable_diffusion_3(pipelines):
         out_channels=4,
         pos_embed_max_size=8,
     )
-    vae = pipelines.AutoencoderKL(block_out_channels=[4], latent_channels=4, norm_num_groups=2)
-    own = pipelines.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    vae = diffusers.AutoencoderKL(block_out_channels=[4], latent_channels=4, norm_num_groups=2)
     without = {
         f"{what}{number}": None for what in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")
     }
-    pipe = pipelines.StableDiffusion3Pipeline(
+    own = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return diffusers.StableDiffusion3Pipeline(
         transformer=transformer.eval(), vae=vae, scheduler=own, **without
     )
+
+
+def test_the_pipeline_of_stable_diffusion_3(pipelines):
+    pipe = stable_diffusion_3(pipelines)
+    own, transformer = pipe.scheduler, pipe.transformer
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(1)
     text, pooled = torch.randn(1, 5, 16, generator=generator), torch.randn(1, 8, generator=generator)

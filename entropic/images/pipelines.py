@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from entropic import _check
-from entropic.adapters import NetworkDenoiser, from_diffusers
+from entropic.adapters import NetworkDenoiser, from_diffusers, rows_of
 from entropic.images.wheels import mend_torchvision
 
 __all__ = ["Sampled", "load_pipeline", "sample_pipeline"]
@@ -76,8 +76,8 @@ def sample_pipeline(pipe, arguments, *, guided=False, seed=0):
         constant, varying = _parts(first.named, len(first.state))
         latents.append(made)
         fixed.append(constant)
-        labels.append(_rows(varying, slice(-count, None)))
-        without.append(_rows(varying, slice(0, count)) if both else None)
+        labels.append(rows_of(varying, slice(-count, None)))
+        without.append(rows_of(varying, slice(0, count)) if both else None)
     if not all(_same(fixed[0], other) for other in fixed[1:]) or len({one.shape[1:] for one in latents}) > 1:
         raise ValueError(
             "the samples differ in more than their conditions; ask for one size and one set of options"
@@ -90,12 +90,11 @@ def sample_pipeline(pipe, arguments, *, guided=False, seed=0):
             )
         if not all(_same(without[0], other) for other in without[1:]):
             raise ValueError("the samples have different negative prompts; ask for one")
-        options = {"guidance": float(pipe.guidance_scale), "unconditional": _rows(without[0], slice(0, 1))}
+        options = {"guidance": float(pipe.guidance_scale), "unconditional": rows_of(without[0], slice(0, 1))}
     bound = _Bound(network, fixed[0])
     denoiser = from_diffusers(bound, pipe.scheduler, **options)
-    if (
-        denoiser.prediction == "velocity"
-    ):  # what the network hears at the scheduler's first time, in its own precision
+    if denoiser.prediction == "velocity":
+        # The network heard its first time in its own precision: two digits of the scale are sure, and they are all.
         told = first.time / float(pipe.scheduler.timesteps[0])
         options["time_scale"] = float(f"{told * pipe.scheduler.config.num_train_timesteps:.2g}")
         denoiser = from_diffusers(bound, pipe.scheduler, **options)
@@ -129,12 +128,6 @@ def _parts(value, batch):
     if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch:
         return None, value.detach().cpu()
     return value, None
-
-
-def _rows(labels, rows):
-    if isinstance(labels, Mapping):
-        return {key: _rows(one, rows) for key, one in labels.items()}
-    return None if labels is None else labels[rows]
 
 
 def _joined(labels):

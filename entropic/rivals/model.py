@@ -1,6 +1,5 @@
 """What the rivals share: a counted and checked denoiser, states, noise, shares of a sum, and the cheapest path."""
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,8 +11,6 @@ from entropic.noise import Process
 from entropic.progress import progress_bar
 from entropic.schedules import ending_in_zero
 from entropic.solvers import DDIM
-
-Denoiser = Callable[[torch.Tensor, float], torch.Tensor]
 
 
 class Placed(NamedTuple):

@@ -8,7 +8,6 @@ from entropic._check import as_float64, integer, sigma_range
 from entropic._check import levels as noise_levels
 from entropic.noise import edm, flow_matching
 from entropic.rivals.model import (
-    Denoiser,
     Model,
     Placed,
     equal_shares,
@@ -17,6 +16,7 @@ from entropic.rivals.model import (
     standard_normal,
 )
 from entropic.schedules import edm_sigmas, ending_in_zero
+from entropic.types import Denoiser
 
 
 def cos_sigmas(

@@ -7,10 +7,11 @@ import torch
 from entropic import _check
 from entropic._check import integer, positive
 from entropic.noise import flow_matching
-from entropic.rivals.model import Denoiser, Placed, cheapest_path, equal_shares, euler, frame
+from entropic.rivals.model import Placed, cheapest_path, equal_shares, euler, frame
 from entropic.schedules import edm_sigmas, ending_in_zero
 from entropic.solvers import DDIM
 from entropic.times import cumulative
+from entropic.types import Denoiser
 
 _CHUNK = 2**21  # numbers in a block of landings: 16 MB of float64
 

@@ -9,7 +9,13 @@ from entropic import edm_sigmas, plan, sample_ddim, sample_dpmpp_2m
 from entropic.adapters import to_diffusers
 from entropic.estimate import estimate
 from entropic.images.pipelines import sample_pipeline
-from tests.test_handover import STABLE_DIFFUSION, _diffusers, _pipelines, stable_diffusion  # noqa: F401
+from tests.test_handover import (  # noqa: F401
+    STABLE_DIFFUSION,
+    _diffusers,
+    _pipelines,
+    stable_diffusion,
+    stable_diffusion_3,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:__array:DeprecationWarning")
 
@@ -34,30 +40,6 @@ def stable_diffusion_xl(diffusers):
     own = diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION, steps_offset=1)
     return diffusers.StableDiffusionXLPipeline(
         vae=vae, unet=unet.eval(), scheduler=own, add_watermarker=False, **without
-    )
-
-
-def stable_diffusion_3(diffusers):
-    torch.manual_seed(0)
-    transformer = diffusers.SD3Transformer2DModel(
-        sample_size=8,
-        in_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        caption_projection_dim=16,
-        pooled_projection_dim=8,
-        out_channels=4,
-        pos_embed_max_size=8,
-    )
-    vae = diffusers.AutoencoderKL(block_out_channels=[4], latent_channels=4, norm_num_groups=2)
-    without = {
-        f"{what}{number}": None for what in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")
-    }
-    own = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return diffusers.StableDiffusion3Pipeline(
-        transformer=transformer.eval(), vae=vae, scheduler=own, **without
     )
 
 
