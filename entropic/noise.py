@@ -150,6 +150,22 @@ def vp_linear(beta_d: float = 19.9, beta_min: float = 0.1) -> Process:
     return Process("VP linear", _preserving(sigma), sigma, t_of_sigma, 0.0, 1.0)
 
 
+def vp_constant(t_max: float = 10.0) -> Process:
+    """s = exp(-t / 2), sigma^2 = exp(t) - 1 for t in [0, t_max]: the VP SDE with beta = 1 (Ornstein and Uhlenbeck).
+
+    The linear one of Song et al. (2021) with beta_d = 0, in units of time in which beta_min = 1.
+    """
+    t_max = positive("t_max", t_max)
+    return Process(
+        "VP constant",
+        lambda t: (-t / 2).exp(),
+        lambda t: torch.expm1(t).sqrt(),
+        lambda sigma: torch.log1p(sigma.square()),
+        0.0,
+        t_max,
+    )
+
+
 def vp_cosine(offset: float = 0.008) -> Process:
     """s = cos a(t) / cos a(0), a(t) = (pi/2) (t + offset) / (1 + offset), sigma^2 = 1/s^2 - 1, t in [0, 1].
 

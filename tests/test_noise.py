@@ -15,16 +15,21 @@ from entropic.noise import (
     iddpm,
     ve_geometric,
     ve_sqrt,
+    vp_constant,
     vp_cosine,
     vp_linear,
 )
 
 EPS = torch.finfo(torch.float64).eps
 PROCESSES = {
-    p.name: p for p in (edm(), ve_sqrt(), ve_geometric(), vp_linear(), vp_cosine(), iddpm(), flow_matching())
+    p.name: p
+    for p in (
+        *(edm(), ve_sqrt(), ve_geometric(), vp_linear(), vp_constant(), vp_cosine(), iddpm()),
+        flow_matching(),
+    )
 }
 PROCESSES["warped flow"] = change_of_time(flow_matching(), lambda t: t / (2 - t), lambda u: 2 * u / (1 + u))
-VP = ("VP linear", "VP cosine", "iDDPM")
+VP = ("VP linear", "VP constant", "VP cosine", "iDDPM")
 
 
 def _levels(n=101, low=0.01, high=79.0):
@@ -45,7 +50,7 @@ def test_t_and_sigma_are_inverse(process):
     assert (t.diff() > 0).all()
 
 
-@pytest.mark.parametrize("name", ["EDM", "VE sqrt", "VP linear", "VP cosine", "flow matching"])
+@pytest.mark.parametrize("name", ["EDM", "VE sqrt", "VP linear", "VP constant", "VP cosine", "flow matching"])
 def test_inverse_keeps_relative_accuracy_at_vanishing_noise(name):
     sigma = _levels(9, 1e-9, 1e-2)
     process = PROCESSES[name]
@@ -93,6 +98,7 @@ def test_closed_forms_of_drift_and_diffusion():
         "VE sqrt": (0 * t, 1 + 0 * t),
         "VE geometric": (0 * t, 0.002 * (span * t).exp() * math.sqrt(2 * span)),
         "VP linear": (-beta / 2, beta.sqrt()),
+        "VP constant": (0 * t - 0.5, 1 + 0 * t),
         "VP cosine": (-math.pi / 2 / 1.008 * angle.tan(), (math.pi / 1.008 * angle.tan()).sqrt()),
         "flow matching": (-1 / (1 - t), (2 * t / (1 - t)).sqrt()),
     }
@@ -206,6 +212,7 @@ BAD = {
     "sigma[] = nan": lambda: edm().t(math.nan),
     "sigma_min = 5.0": lambda: ve_geometric(5.0, 2.0),
     "beta_d = -1.0": lambda: vp_linear(-1.0),
+    "t_max = 0.0": lambda: vp_constant(0.0),
     "offset = -0.5": lambda: vp_cosine(-0.5),
     "M = 10.0": lambda: iddpm(10.0),
     "t_min = 1.0": lambda: Process("p", torch.ones_like, torch.sqrt, torch.square, 1.0, 1.0),

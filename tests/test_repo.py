@@ -72,6 +72,12 @@ def canonical(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def locked_alone():
+    """Requirements that are installed without their own."""
+    lines = read("requirements-no-deps.lock").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
 def pins(python):
     """Package -> version on a Linux machine with that Python."""
     found = {}
@@ -86,7 +92,7 @@ def pins(python):
 def test_lock_is_exact_and_of_no_index():
     text = "\n".join(line for line in read("requirements.lock").splitlines() if not line.startswith("#"))
     assert not re.search(r"://|--|\+cpu|\bfile:|@", text)
-    for requirement in locked():
+    for requirement in [*locked(), *locked_alone()]:
         assert [s.operator for s in requirement.specifier] == ["=="], str(requirement)
         assert "*" not in str(requirement.specifier)
 
@@ -99,6 +105,7 @@ def test_lock_satisfies_the_ranges_of_the_project(python):
     wanted = [one for one in wanted if one.name != "jupyterlab"]  # of `make lab` alone, which makes no result
     assert len(wanted) > 10
     versions = pins(python)
+    versions |= {canonical(one.name): Version(next(iter(one.specifier)).version) for one in locked_alone()}
     for requirement in wanted:
         if requirement.marker is not None and not requirement.marker.evaluate({"python_version": python}):
             continue
@@ -192,8 +199,7 @@ def test_what_is_imported_is_declared(folder, extras_used):
     homes = packages_distributions()
     declared = set().union(*(extras()[extra] for extra in extras_used))
     if folder != "entropic":
-        lines = read("requirements-no-deps.lock").splitlines()
-        declared |= {canonical(Requirement(line).name) for line in lines if not line.startswith("#")}
+        declared |= {canonical(one.name) for one in locked_alone()}
     paths = [path for path in (ROOT / folder).rglob("*.py") if "params" not in path.parts]
     lines = "\n".join(path.read_text("utf-8") for path in paths)
     used = {

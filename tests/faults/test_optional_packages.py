@@ -21,7 +21,7 @@ CALLS = {
 def test_imports_without_any_extra():
     modules = ["entropic", "entropic.images"]
     modules += [f"entropic.images.{name}" for name in ("metrics", "cost", "networks")]
-    names = ("weights", "snapshot", "edm", "edm2", "vae", "dinov2", "published")
+    names = ("weights", "snapshot", "edm", "edm2", "vae", "dinov2", "published", "galaxies")
     modules += [f"entropic.images.networks.{name}" for name in names]
     found = run_python("-c", BLOCK + "".join(f"import {module}\n" for module in modules))
     assert found.returncode == 0, found.stderr
