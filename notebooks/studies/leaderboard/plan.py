@@ -69,7 +69,7 @@ def fill(
         for solver in solvers
         for calls in nfe
         for schedule in schedules
-        if schedule in (work.schedules or SCHEDULES)
+        if schedule in (work.schedules or SCHEDULES) and solver in (work.solvers or SOLVERS)
         for run in range(min(work.runs, runs or work.runs))
     ]
     missing = [cell for cell in wanted[store.index :: store.count] if not _done(cell, work_of, measured)]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from studies.leaderboard.names import distance_name
+from studies.leaderboard.names import PATH, PATH_RMS, distance_name
 from studies.leaderboard.schedules import RIVALS, SCHEDULES
 from studies.statistics import nemenyi
 
@@ -135,7 +135,7 @@ def made_for(metric):
     """The name of our schedule, from the error curve alone, that is made for a distance."""
     if metric.startswith("KL"):
         return "curve, KL"
-    return "curve, W2" if metric in ("W2", "pixel W2") else "curve, 0.75"
+    return "curve, W2" if metric in ("W2", "pixel W2", PATH, PATH_RMS) else "curve, 0.75"
 
 
 def noise(found):

@@ -12,6 +12,7 @@ from entropic import (
     ErrorCurve,
     GaussianMixture,
     deterministic_law,
+    edm_sigmas,
     gaussian_kl,
     gaussian_law,
     gaussian_w2,
@@ -23,7 +24,9 @@ from entropic.images import metrics
 from entropic.images.data import load_images, to_pixels, to_uint8
 from entropic.images.generate import generate, local_device
 from entropic.images.networks import load_network
-from studies.leaderboard.names import KL_OF_DATA, KL_OF_GENERATED, SOLVERS
+from entropic.solvers import HEUN
+from studies import scales
+from studies.leaderboard.names import KL_OF_DATA, KL_OF_GENERATED, PATH, PATH_RMS, SOLVERS
 from studies.leaderboard.schedules import HIGH, LOW, RIVALS
 
 
@@ -36,7 +39,7 @@ class Work(NamedTuple):
     denoiser(x, sigma), data(count, generator) -> (count, ...): what the searches among the rivals call.
     measure(solver, sigmas, run): the distances of one run, a dictionary whose keys are `distances`.
     runs: the number of seeds. floor: the distances of real data, a dictionary with the same keys, or empty.
-    schedules: names of the schedules that are worth measuring here; () means all.
+    schedules, solvers: names of those that are worth measuring here; () means all.
     """
 
     name: str
@@ -52,6 +55,43 @@ class Work(NamedTuple):
     runs: int = 1
     floor: Mapping = MappingProxyType({})
     schedules: tuple = ()
+    solvers: tuple = ()
+
+    def along_paths(self, denoiser, start, **changes):
+        """The same problem, measured by path errors alone: a work of its own, with the same curve and searches.
+
+        denoiser(x, sigma), start(run) -> states at HIGH: what is walked. Stochastic solvers have no path to end at.
+        """
+        return self._replace(
+            name=f"{self.name}, paths",
+            measure=_path_errors(denoiser, start),
+            distances=(PATH, PATH_RMS),
+            solvers=_DETERMINISTIC,
+            floor=MappingProxyType({}),
+            **changes,
+        )
+
+
+_DETERMINISTIC = tuple(name for name, solver in SOLVERS.items() if not solver.stochastic)
+
+
+def _path_errors(denoiser, start, levels=256):
+    """measure(solver, sigmas, run) of the distance from where Heun with many levels ends, from the same states.
+
+    The reference ends a tenth below LOW, so that its last step, to 0, is converged, too.
+    """
+
+    @functools.cache
+    def converged(run):
+        x = start(run)
+        return x, HEUN.sample(denoiser, x, edm_sigmas(levels, LOW / 10, HIGH))
+
+    def measure(solver, sigmas, run):
+        x, end = converged(run)
+        gap = (SOLVERS[solver].sample(denoiser, x, sigmas) - end).flatten(1).norm(dim=1).double()
+        return {PATH: float(gap.mean()), PATH_RMS: float(gap.square().mean().sqrt())}
+
+    return measure
 
 
 def _levels(count=96):
@@ -145,11 +185,51 @@ def mixtures(widths=(0.05, 0.3), data_sets=20, components=15):
     return works
 
 
-def image_mixture(rank=None, samples=4000, curve_levels=48, curve_samples=256, reference=6000, source="full"):
+def varying_scale(paths=1000, curve_levels=48, curve_samples=256, levels=512):
+    """The eight models of `studies.scales`: the error along `paths` paths whose noises no search has seen."""
+
+    def work(name, model):
+        known = model.sample(4096, torch.Generator().manual_seed(2**21))
+        found = estimate(
+            model.denoiser, known, _levels(curve_levels), samples=curve_samples, common_noise=False
+        )
+
+        def start(run):
+            generator = torch.Generator().manual_seed(run)
+            x = model.sample(paths, generator)
+            return x + HIGH * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+        return Work(
+            f"varying scale, {name}",
+            "varying scale",
+            found.curve(),
+            None,
+            model.variances,
+            torch.ones_like(model.variances),
+            model.denoiser,
+            model.sample,
+            _path_errors(model.denoiser, start, levels),
+            (PATH, PATH_RMS),
+            solvers=_DETERMINISTIC,
+        )
+
+    return [work(name, model) for name, model in scales.models().items()]
+
+
+def image_mixture(
+    rank=None,
+    samples=4000,
+    curve_levels=48,
+    curve_samples=256,
+    reference=6000,
+    source="full",
+    paths=256,
+):
     """Ten Gaussians fitted to Fashion-MNIST, one for each class; their denoiser and moments are exact.
 
     They have full covariances, or, with `rank`, that many directions each and one variance for all other directions,
-    as on the page "Real images". Distances: Frechet's in pixels and in features of EfficientNet-Lite0.
+    as on the page "Real images". Distances: Frechet's in pixels and in features of EfficientNet-Lite0; and the error
+    along `paths` paths, a second work.
     """
     images = load_images("fashion-mnist", "train", source)
     x, labels = to_pixels(images.images, torch.float64).flatten(1), images.labels
@@ -185,28 +265,30 @@ def image_mixture(rank=None, samples=4000, curve_levels=48, curve_samples=256, r
             "FD-EffNetLite0": metrics.distance(features, real, allow_singular=True),
         }
 
-    def measure(solver, sigmas, run):
+    def start(run, count=samples):
         generator = torch.Generator().manual_seed(run)
-        x = mixture.sample(samples, generator)
-        x = x + HIGH * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        x = mixture.sample(count, generator)
+        return x + HIGH * torch.randn(x.shape, generator=generator, dtype=x.dtype), generator
+
+    def measure(solver, sigmas, run):
+        x, generator = start(run)
         return distances(SOLVERS[solver].sample(mixture.denoiser, x, sigmas, generator=generator))
 
-    return [
-        Work(
-            name,
-            name,
-            found.curve("own"),
-            torch.ones(len(variances), dtype=torch.float64),
-            variances[variances > 1e-12],
-            torch.ones(int((variances > 1e-12).sum()), dtype=torch.float64),
-            mixture.denoiser,
-            lambda n, generator: mixture.sample(n, generator),
-            measure,
-            ("pixel W2", "FD-EffNetLite0"),
-            runs=3,
-            floor=distances(mixture.sample(samples, torch.Generator().manual_seed(2**22))),
-        )
-    ]
+    work = Work(
+        name,
+        name,
+        found.curve("own"),
+        torch.ones(len(variances), dtype=torch.float64),
+        variances[variances > 1e-12],
+        torch.ones(int((variances > 1e-12).sum()), dtype=torch.float64),
+        mixture.denoiser,
+        lambda n, generator: mixture.sample(n, generator),
+        measure,
+        ("pixel W2", "FD-EffNetLite0"),
+        runs=3,
+        floor=distances(mixture.sample(samples, torch.Generator().manual_seed(2**22))),
+    )
+    return [work, work.along_paths(mixture.denoiser, lambda run: start(run, paths)[0])]
 
 
 def network(
@@ -216,8 +298,12 @@ def network(
     curve_samples=256,
     source="full",
     spaces=("fashion-classifier", "efficientnet-lite0"),
+    paths=256,
 ):
-    """The trained Fashion-MNIST network: Frechet distances in two feature spaces and in pixels."""
+    """The trained Fashion-MNIST network: Frechet distances in two feature spaces and in pixels.
+
+    And the error along `paths` paths, a second work.
+    """
     device = local_device()
     model = load_network(weights, device)
     train, test = (load_images("fashion-mnist", split, source) for split in ("train", "test"))
@@ -259,22 +345,26 @@ def network(
     def denoiser(x, sigma):
         return model(x.float(), sigma, label[torch.arange(len(x)) % 256]).to(x.dtype)
 
-    return [
-        Work(
-            "Fashion-MNIST network",
-            "Fashion-MNIST network",
-            found.curve("pca"),
-            basis.multiplicity,
-            basis.variance / basis.multiplicity,
-            basis.multiplicity,
-            denoiser,
-            lambda n, generator: x[torch.randperm(len(x), generator=generator)[:n]].double(),
-            measure,
-            ("pixel W2", *(metrics.EXTRACTORS[name].label for name in spaces)),
-            runs=3,
-            floor=distances(test.images[shuffled[:images]]),
-        )
-    ]
+    def start(run):
+        generator = torch.Generator().manual_seed(2**22 + run)
+        noise = torch.randn(paths, *x.shape[1:], generator=generator, dtype=torch.float64)
+        return (HIGH * noise).to(device)
+
+    work = Work(
+        "Fashion-MNIST network",
+        "Fashion-MNIST network",
+        found.curve("pca"),
+        basis.multiplicity,
+        basis.variance / basis.multiplicity,
+        basis.multiplicity,
+        denoiser,
+        lambda n, generator: x[torch.randperm(len(x), generator=generator)[:n]].double(),
+        measure,
+        ("pixel W2", *(metrics.EXTRACTORS[name].label for name in spaces)),
+        runs=3,
+        floor=distances(test.images[shuffled[:images]]),
+    )
+    return [work, work.along_paths(denoiser, start)]
 
 
 WORKS = {
@@ -282,6 +372,7 @@ WORKS = {
     "mixtures": mixtures,
     "mixtures-wider": functools.partial(mixtures, widths=(0.1, 0.5)),
     "points": functools.partial(mixtures, widths=(0.0,)),
+    "varying-scale": varying_scale,
     "image-mixture": image_mixture,
     "image-mixture-low-rank": functools.partial(image_mixture, rank=16),
     "network": network,
