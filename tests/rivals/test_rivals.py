@@ -126,9 +126,14 @@ def test_table_is_that_of_ddpm():
 
 def test_simple_takes_the_entries_of_its_definition():
     table = torch.arange(1.0, 1001.0, dtype=F64)
-    for n in (2, 3, 7, 64, 1000):
+    rounded = []
+    for n in range(2, 1001):
         expected = [table[-(1 + int(i * (1000 / n)))].item() for i in range(n)]
         assert simple_sigmas(n, table)[:-1].tolist() == expected
+        # T / n is rounded before it is multiplied: for some n a product falls below the whole number that it is.
+        if expected != [table[-(1 + i * 1000 // n)].item() for i in range(n)]:
+            rounded.append(n)
+    assert rounded[:3] == [38, 76, 122]
     assert simple_sigmas(10)[0] == vp_table()[-1]
 
 
@@ -305,7 +310,7 @@ def _dmn_by_quadrature(sigmas, p, order, truncate):
                 return math.exp(u) * math.prod((u - x[m]) / (x[i] - x[m]) for m in others)
 
             terms[i] = factor[i] * scipy.integrate.quad(integrand, x[s], x[s + 1], epsabs=0, epsrel=1e-11)[0]
-        if s < truncate or s == steps - 1:
+        if s < truncate or s in (0, steps - 1):
             total += math.sqrt(sum(term**2 for term in terms.values()))
         else:
             for i, term in terms.items():
@@ -322,19 +327,30 @@ def test_dmn_objective_by_quadrature(n, p, order, truncate):
     assert value == pytest.approx(_dmn_by_quadrature(sigmas, p, order, truncate), rel=1e-9)
 
 
-def test_dmn_lowers_its_objective_from_either_start():
-    for n in (3, 9):
-        found = dmn_objective(dmn_sigmas(n))
-        assert found < dmn_objective(log_sigmas(n)) and found < dmn_objective(edm_sigmas(n))
+@pytest.mark.parametrize("n", [3, 5, 8, 16])
+def test_dmn_is_a_local_minimum_below_uniform_log_sigma(n):
+    truncate = 3 if n <= 7 else 0
+    sigmas = dmn_sigmas(n)
+    least = dmn_objective(sigmas, truncate=truncate)
+    start = dmn_objective(log_sigmas(n), truncate=truncate)
+    assert least < start if n > 3 else least <= start  # with one free level the start is the least
+    # The objective has kinks, where a derivative test fails: no level alone can be moved to a much lower place.
+    for k in range(1, n - 1):
+        for move in (-1e-2, -1e-3, 1e-3, 1e-2):
+            moved = sigmas.clone()
+            moved[k] *= math.exp(move * (sigmas[k - 1] / sigmas[k + 1]).log().item() / 2)
+            assert dmn_objective(moved, truncate=truncate) > least * (1 - 1e-3)
 
 
-def test_dmn_finds_the_best_of_a_fine_scan():
+def test_dmn_with_one_free_level_finds_the_best_of_a_fine_scan():
     inside = torch.logspace(math.log10(LOW), math.log10(HIGH), 402, dtype=F64)[1:-1]
-    one = min(dmn_objective([HIGH, s, LOW, 0]) for s in inside.tolist())
-    assert dmn_objective(dmn_sigmas(3)) <= one
-    coarse = inside[::8].tolist()
-    two = min(dmn_objective([HIGH, a, b, LOW, 0]) for b, a in itertools.combinations(coarse, 2))
-    assert dmn_objective(dmn_sigmas(4)) <= two
+    best = min(dmn_objective([HIGH, s, LOW, 0], truncate=3) for s in inside.tolist())
+    assert dmn_objective(dmn_sigmas(3), truncate=3) <= best * (1 + 1e-6)
+
+
+def test_dmn_is_the_local_minimum_of_its_authors_not_a_deeper_one():
+    # A deeper minimum is known, of p = 2: 7.06. The way from uniform log sigma ends above it, and samples better.
+    assert 8 < dmn_objective(dmn_sigmas(16, p=2.0, truncate=3), p=2.0, truncate=3) < 9
 
 
 # Dynamic programmes
