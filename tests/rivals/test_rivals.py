@@ -404,33 +404,35 @@ def test_oss_with_two_steps_is_the_best_of_all_choices(seed):
     grid = edm_sigmas(levels).tolist()
     end = _teacher(x, grid)[0][-1]
     placed = oss_sigmas(2, PLANE.denoiser, x, levels=levels)
-    errors = {i: (_student(x, [grid[0], grid[i], 0.0]) - end).square().mean() for i in range(1, levels)}
-    assert placed.sigmas.tolist() == [grid[0], grid[min(errors, key=errors.get)], 0]
-    assert placed.calls == 8 * (levels + levels - 1)
+    pairs = itertools.combinations(grid[:-1], 2)
+    errors = {pair: (_student(pair[0] / 80 * x, [*pair, 0.0]) - end).square().mean() for pair in pairs}
+    assert placed.sigmas.tolist() == [*min(errors, key=errors.get), 0]
+    assert placed.calls == 8 * (levels + 2 * (levels - 1) - 1)
 
 
-@pytest.mark.parametrize(("n", "seed"), [(3, 7), (4, 7), (4, 20), (5, 0)])
+@pytest.mark.parametrize(("n", "seed"), [(3, 7), (4, 2), (4, 20), (5, 0)])
 def test_oss_keeps_the_nearest_state_at_every_level(n, seed):
     x, levels = 80 * _normal(1, 2, seed=seed), 10
     grid = edm_sigmas(levels).tolist()
     teacher = _teacher(x, grid)[0]
 
     def error(path):
-        return (_student(x, [grid[i] for i in path]) - teacher[path[-1]]).square().mean().item()
+        start = grid[path[0]] / grid[0] * x
+        return (_student(start, [grid[i] for i in path]) - teacher[path[-1]]).square().mean().item()
 
-    # Of the ways to arrive at j in k steps that extend kept ways, keep the nearest.
-    kept = {0: (0,)}
+    # Of the ways to arrive at j in k steps that extend kept ways, keep the nearest; a way may begin anywhere.
+    kept = {i: (i,) for i in range(levels - n + 1)}
     for step in range(n):
         remaining = n - step - 1
         ends = range(step + 1, levels - remaining + 1) if remaining else [levels]
         kept = {j: min(((*path, j) for i, path in kept.items() if i < j), key=error) for j in ends}
     placed = oss_sigmas(n, PLANE.denoiser, x, levels=levels)
     assert placed.sigmas.tolist() == [grid[i] for i in kept[levels]]
-    assert placed.calls == levels + (n - 1) * (levels - n + 1)
-    every = [(0, *inside, levels) for inside in itertools.combinations(range(1, levels), n - 1)]
+    assert placed.calls == levels + n * (levels - n + 1) - 1
+    every = [(*inside, levels) for inside in itertools.combinations(range(levels), n)]
     gap = error(kept[levels]) / min(map(error, every))
-    # Greedy, hence not always the best of all choices: here twice its squared error.
-    assert gap >= 1 and (gap > 1.5 if (n, seed) == (4, 7) else True)
+    # Greedy, hence not always the best of all choices: here seven times its squared error.
+    assert gap >= 1 and (gap > 5 if (n, seed) == (4, 2) else True)
 
 
 # Densities

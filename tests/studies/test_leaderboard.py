@@ -449,3 +449,16 @@ def test_varying_scale_has_eight_works_whose_references_have_converged(tmp_path)
     (heun,) = (cell for cell in cells(store.rows()) if (cell.metric, cell.solver) == (PATH, "Heun"))
     assert heun.values.shape == (2, 2)
     assert leaderboard.contest(heun).schedules == ("EDM", "ours")
+
+
+def test_a_schedule_that_begins_elsewhere_begins_with_noise_of_that_level(gaussians):
+    work = gaussians[0]
+    x = work.data(2000, torch.Generator().manual_seed(0))
+    x = x + 80 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    paths = work.along_paths(work.denoiser, lambda run: x)
+    # EDM's steps over a range that begins higher end as near to the path of the same noise; unscaled they miss it.
+    usual, higher = (paths.measure("Heun", edm_sigmas(40, 0.002, high), 0)[PATH] for high in (80.0, 160.0))
+    assert higher < 2 * usual < 0.02
+    # Below 80 the exact law of the level is not given away: from N(0, sigma^2) the variance ends short.
+    sigmas = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assert work.measure("deterministic DDIM", sigmas, 0)["W2"] == pytest.approx((1 - 0.5) ** 2)
