@@ -11,8 +11,10 @@ import scipy.stats
 import torch
 
 from entropic.curve import ErrorCurve
+from entropic.gaussian import gaussian_deviation
 from entropic.mixtures import GaussianMixture
 from entropic.noise import edm, flow_matching, vp_linear
+from entropic.placement import gaussian_optimal_sigmas
 from entropic.rivals import (
     Placed,
     ays_sigmas,
@@ -29,6 +31,7 @@ from entropic.rivals import (
     oss_sigmas,
     sharpeuler_sigmas,
     simple_sigmas,
+    tuned_edm_sigmas,
     vp_table,
 )
 from entropic.rivals.model import cheapest_path
@@ -75,6 +78,7 @@ RIVALS = {
     "beta": beta_sigmas,
     "ays": lambda n: ays_sigmas(n, _gaussian_curve(), LOW, HIGH),
     "dmn": dmn_sigmas,
+    "tuned": lambda n: tuned_edm_sigmas(n, [1.0, 0.01], "heun"),
     "gits": lambda n: gits_sigmas(n, PLANE.denoiser, X, levels=20),
     "oss": lambda n: oss_sigmas(n, PLANE.denoiser, X, levels=20),
     "sharpeuler": lambda n: sharpeuler_sigmas(n, PLANE.denoiser, X, levels=40),
@@ -83,7 +87,13 @@ RIVALS = {
     "marginal": lambda n: marginal_entropy_sigmas(n, PLANE.denoiser, X0, _generator(), levels=40),
 }
 WITH_CALLS = {"gits", "oss", "sharpeuler", "cos", "crs", "marginal"}
-OWN_ENDS = {"laplace": (0.0031, 80), "simple": (0.05, 157.5), "beta": (0.009, 157.5), "oss": (LOW, HIGH)}
+OWN_ENDS = {
+    "laplace": (0.0031, 80),
+    "simple": (0.05, 157.5),
+    "beta": (0.009, 157.5),
+    "oss": (LOW, HIGH),
+    "tuned": (LOW, HIGH),
+}
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
@@ -351,6 +361,45 @@ def test_dmn_with_one_free_level_finds_the_best_of_a_fine_scan():
 def test_dmn_is_the_local_minimum_of_its_authors_not_a_deeper_one():
     # A deeper minimum is known, of p = 2: 7.06. The way from uniform log sigma ends above it, and samples better.
     assert 8 < dmn_objective(dmn_sigmas(16, p=2.0, truncate=3), p=2.0, truncate=3) < 9
+
+
+# EDM, tuned
+
+SPECTRUM = 1 / torch.arange(1, 21, dtype=F64) ** 1.5
+
+
+def test_tuned_edm_with_two_levels_finds_the_best_last_level():
+    # One step of Euler from 80 to s on N(0, 1), then the denoised state: each a known factor.
+    s = torch.logspace(math.log10(LOW), math.log10(70), 200_001, dtype=F64)
+    u, first = 1 / (1 + s**2), 1 / (1 + HIGH**2)
+    made = u * (first + s / HIGH * (1 - first)) * math.sqrt(1 + HIGH**2)
+    best = s[(made - 1).square().argmin()]
+    for rho in (7.0, None):
+        assert tuned_edm_sigmas(2, [1.0], "ddim", "w2", rho=rho)[1] == pytest.approx(float(best), rel=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddim_stochastic", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("metric", ["kl", "w2"])
+def test_tuned_edm_lies_between_edm_and_the_optimum_and_scales_with_the_data(solver, metric):
+    n = 5
+
+    def deviation(grid):
+        return gaussian_deviation(SPECTRUM, grid, solver, metric).item()
+
+    end = tuned_edm_sigmas(n, SPECTRUM, solver, metric)
+    both = tuned_edm_sigmas(n, SPECTRUM, solver, metric, rho=None)
+    optimum = gaussian_optimal_sigmas(SPECTRUM, n, solver, metric, free_end=True)
+    assert deviation(optimum) <= deviation(both) * (1 + 1e-9)
+    assert deviation(both) <= deviation(end) <= deviation(edm_sigmas(n))
+    if solver != "dpmpp_2m":  # where EDM's own last level is the best of this spectrum
+        assert deviation(both) < deviation(end) < deviation(edm_sigmas(n))
+    roots = end[:-1] ** (1 / 7)
+    assert torch.allclose(roots.diff(), roots.diff().mean().expand(n - 1), rtol=1e-9)
+    # No last level of a fine scan is better.
+    ends = torch.logspace(math.log10(LOW), math.log10(60), 400, dtype=F64).tolist()
+    assert deviation(end) <= min(deviation(edm_sigmas(n, s)) for s in ends) * (1 + 1e-9)
+    scaled = tuned_edm_sigmas(n, 9 * SPECTRUM, solver, metric, 3 * LOW, 3 * HIGH)
+    assert torch.allclose(scaled / 3, end, rtol=1e-3)
 
 
 # Dynamic programmes
@@ -698,6 +747,9 @@ def test_one_level_is_refused(name):
         (lambda: ays_sigmas(5, _pair_curve(), LOW), "outside the curve"),
         (lambda: ays_sigmas(5, _gaussian_curve(), candidates=0), "candidates = 0"),
         (lambda: dmn_sigmas(5, order=0), "order = 0"),
+        (lambda: tuned_edm_sigmas(5, [0.0]), "variances"),
+        (lambda: tuned_edm_sigmas(5, [1.0], rho=0.0), "rho = 0.0"),
+        (lambda: tuned_edm_sigmas(5, [1.0], "nothing"), "solver = 'nothing'"),
         (lambda: dmn_objective([1.0, 0.0]), "two levels"),
         (lambda: dmn_objective([2.0, 1.0, 0.0], p=math.nan), r"p\[\] = nan"),
         (lambda: gits_sigmas(9, PLANE.denoiser, X, levels=5), "levels = 5"),

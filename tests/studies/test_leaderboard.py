@@ -81,16 +81,15 @@ def test_no_more_images_are_measured_than_give_a_floor():
 
 def test_searches_tell_what_they_cost(gaussians, tmp_path):
     store = Store(tmp_path)
-    names = ("EDM", "GITS", "SharpEuler", "COS", "CRS")
-    fill(gaussians[:1], store, nfe=[6], solvers=["deterministic DDIM"], schedules=names, progress=False)
-    calls = {row["schedule"]: row["calls"] for row in store.rows()}
-    assert calls == {
-        "EDM": 0,
-        "GITS": 256 * 60,
-        "SharpEuler": 256 * 128,
-        "COS": 2 * 256 * 63 * 3,
-        "CRS": 256 * 128,
-    }
+    searches = ("GITS", "OSS", "SharpEuler", "COS", "CRS")
+    options = {"solvers": ["deterministic DDIM"], "schedules": ("EDM", *searches), "progress": False}
+    fill(gaussians[:1], store, nfe=[6, 40], **options)
+    calls = {(row["schedule"], row["nfe"]): row["calls"] for row in store.rows()}
+    assert calls["EDM", 6] == 0
+    for name in searches:
+        # all that fits into 8,192 calls, in proportion to n above 16 levels: no more, and not much less
+        assert 0.85 * 8192 < calls[name, 6] <= 8192
+        assert 0.75 * 8192 * 40 / 16 < calls[name, 40] <= 8192 * 40 / 16
 
 
 def test_what_a_schedule_cannot_do_is_a_row_with_the_reason(gaussians, tmp_path):
@@ -264,13 +263,15 @@ def test_standing():
         row["schedule"]: row for row in standing(_cell([[2, 8, 4, 4], [1, 4, 2, 2], [1.02, 3.9, 2.01, 2]]))
     }
     assert found["EDM"]["verdict"] == "worst"
-    assert {found["log"]["verdict"], found["rescaled"]["verdict"]} == {"best", "level"}
+    assert found["log"]["verdict"] == found["rescaled"]["verdict"] == "level"  # so that neither is the best
     assert found["EDM"]["value"] == pytest.approx(4.0) and found["log"]["to EDM"] == pytest.approx(0.5)
     alone = {row["schedule"]: row["verdict"] for row in standing(_cell([[1.0], [1.005], [1.02]]))}
-    assert alone == {"EDM": "best", "log": "level", "rescaled": "worst"}
+    assert alone == {"EDM": "level", "log": "level", "rescaled": "worst"}
+    clear = {row["schedule"]: row["verdict"] for row in standing(_cell([[1.0], [1.011], [1.02]]))}
+    assert clear == {"EDM": "best", "log": "", "rescaled": "worst"}
     gap = {row["schedule"]: row for row in standing(_cell([[1, 2], [3, 1], [math.nan, 0.5]]))}
     assert math.isnan(gap["rescaled"]["value"]) and gap["rescaled"]["verdict"] == ""
-    assert gap["EDM"]["verdict"] == "best"
+    assert gap["EDM"]["to the best rival"] == 1 and gap["EDM"]["verdict"] == gap["log"]["verdict"] == "level"
 
 
 def test_the_recursion_is_measured_where_it_is_not_the_default(gaussians, tmp_path):
@@ -310,16 +311,39 @@ def test_noise_is_pooled_and_decides_what_is_level():
     found = leaderboard.noise([cell, single, _cell(values)])  # a KL has data sets, not seeds
     assert found == {"FD-X": pytest.approx(math.sqrt((0.02 + 0.08) / 2))}
     assert [row["verdict"] for row in standing(single)] == ["best", "", "worst"]
-    assert [row["verdict"] for row in standing(single, 0.05)] == ["best", "level", "worst"]
+    assert [row["verdict"] for row in standing(single, 0.05)] == ["level", "level", "worst"]
     twice = single._replace(values=single.values.repeat(2, 1))
     assert [row["verdict"] for row in standing(twice, 0.05)] == ["best", "", "worst"]
+
+
+def test_what_is_left_by_rounding_is_no_difference():
+    found = standing(_cell([[2.0], [3e-31], [0.0]]))
+    assert [row["verdict"] for row in found] == ["worst", "level", "level"]
+    mean, _, _ = ranks([_cell([[2.0], [3e-31], [0.0]])])
+    assert mean == {"EDM": 3.0, "log": 1.5, "rescaled": 1.5}
+
+
+def test_a_tuned_rival_is_tuned_to_the_goal_of_the_contest():
+    names = (
+        "EDM",
+        *(f"EDM, end tuned, {goal}" for goal in ("KL", "0.75", "W2")),
+        "curve, KL",
+        "curve, 0.75",
+        "curve, W2",
+    )
+    cell = _cell([[10.0], [1.0], [2.0], [3.0], [4.0], [5.0], [6.0]], names)
+    for metric, wanted in ((KL_OF_DATA, [10, 1, 4]), ("FD-X", [10, 2, 5]), (PATH, [10, 3, 6])):
+        one = leaderboard.contest(cell._replace(metric=metric))
+        assert one.schedules == ("EDM", "EDM, end tuned", "ours") and one.values[:, 0].tolist() == wanted
+        rival = {row["schedule"]: row["to the best rival"] for row in standing(one)}
+        assert rival["EDM, end tuned"] == pytest.approx(1.0)
 
 
 def test_a_schedule_may_be_infinitely_far_off():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = {row["schedule"]: row for row in standing(_cell([[1, 2], [3, 1], [math.inf, math.inf]]))}
-    assert found["EDM"]["verdict"] == "best"  # log 2 < log 3
+    assert found["EDM"]["to the best rival"] == 1  # log 2 < log 3, though not by more than noise
     assert found["rescaled"]["verdict"] == "" and not math.isfinite(found["rescaled"]["spread"])
 
 

@@ -16,7 +16,7 @@ from studies.leaderboard.names import (
     distance_name,
 )
 from studies.leaderboard.plan import PLAN, fill
-from studies.leaderboard.schedules import FORMULAS, OURS, RIVALS, SCHEDULES
+from studies.leaderboard.schedules import FORMULAS, OURS, RIVALS, SCHEDULES, TUNED
 from studies.leaderboard.standing import (
     Cell,
     cells,
@@ -52,6 +52,7 @@ __all__ = [
     "SCHEDULES",
     "SHORT",
     "SOLVERS",
+    "TUNED",
     "WORKS",
     "Cell",
     "Store",

@@ -27,7 +27,7 @@ from entropic.images.networks import load_network
 from entropic.solvers import HEUN
 from studies import scales
 from studies.leaderboard.names import KL_OF_DATA, KL_OF_GENERATED, PATH, PATH_RMS, SOLVERS
-from studies.leaderboard.schedules import HIGH, LOW, RIVALS
+from studies.leaderboard.schedules import HIGH, LOW, RIVALS, SCHEDULES
 
 
 class Work(NamedTuple):
@@ -192,7 +192,7 @@ def mixtures(widths=(0.05, 0.3), data_sets=20, components=15):
                     measure,
                     (KL_OF_DATA,),
                     # In one dimension the goals KL, W2 and alpha give the same schedule.
-                    schedules=(*RIVALS, "curve, KL", "curve, KL, recursion", "spectrum, KL"),
+                    schedules=tuple(name for name in SCHEDULES if name in RIVALS or "KL" in name.split(", ")),
                 )
             )
     return works
