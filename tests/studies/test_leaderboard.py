@@ -449,7 +449,7 @@ def test_path_errors_are_those_of_the_exact_law(gaussians):
     work = gaussians[1]
     x = work.data(50, torch.Generator().manual_seed(0))
     x = x + 80 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
-    paths = work.along_paths(work.denoiser, lambda run: x)
+    paths = work.along_paths(work.denoiser, lambda run: x, levels=256)
     first = work.variances + 80.0**2
     for solver, key, n in (("deterministic DDIM", "ddim", 6), ("DPM-Solver++(2M)", "dpmpp_2m", 9)):
         made = gaussian_law(work.variances, edm_sigmas(n), key)
@@ -479,7 +479,7 @@ def test_a_schedule_that_begins_elsewhere_begins_with_noise_of_that_level(gaussi
     work = gaussians[0]
     x = work.data(2000, torch.Generator().manual_seed(0))
     x = x + 80 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
-    paths = work.along_paths(work.denoiser, lambda run: x)
+    paths = work.along_paths(work.denoiser, lambda run: x, levels=256)
     # EDM's steps over a range that begins higher end as near to the path of the same noise; unscaled they miss it.
     usual, higher = (paths.measure("Heun", edm_sigmas(40, 0.002, high), 0)[PATH] for high in (80.0, 160.0))
     assert higher < 2 * usual < 0.02

@@ -33,6 +33,7 @@ from studies.leaderboard.store import Store
 from studies.leaderboard.works import (
     WORKS,
     Work,
+    galaxies,
     gaussians,
     image_mixture,
     mixtures,
@@ -62,6 +63,7 @@ __all__ = [
     "distance_name",
     "fill",
     "from_table",
+    "galaxies",
     "gaussians",
     "image_mixture",
     "made_for",

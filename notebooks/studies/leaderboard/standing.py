@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from studies.leaderboard.names import PATH, PATH_RMS, distance_name
+from studies.leaderboard.names import PATH, PATH_RMS, W2_OF_COMPONENTS, distance_name
 from studies.leaderboard.schedules import RIVALS, SCHEDULES, TUNED, TUNED_FOR
 from studies.statistics import nemenyi
 
@@ -142,7 +142,7 @@ def made_for(metric):
     """
     if metric.startswith("KL"):
         return "curve, KL"
-    return "curve, W2" if metric in ("W2", "pixel W2", PATH, PATH_RMS) else "curve, 0.75"
+    return "curve, W2" if metric in ("W2", "pixel W2", W2_OF_COMPONENTS, PATH, PATH_RMS) else "curve, 0.75"
 
 
 def noise(found):
@@ -152,7 +152,11 @@ def noise(found):
     """
     squares = {}
     for cell in found:
-        if cell.metric.startswith(("FD-", "pixel")) and cell.values.shape[1] > 1 and "EDM" in cell.schedules:
+        if (
+            cell.metric.startswith(("FD-", "pixel", W2_OF_COMPONENTS))
+            and cell.values.shape[1] > 1
+            and "EDM" in cell.schedules
+        ):
             logs = np.log(cell.values)
             gaps = np.delete(logs - logs[cell.schedules.index("EDM")], cell.schedules.index("EDM"), 0)
             squares.setdefault(cell.metric, []).extend(gaps.var(1, ddof=1))

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from entropic.images.generate import generate, local_device
 from entropic.images.networks import load_network
 from entropic.solvers import HEUN
 from studies import scales
-from studies.leaderboard.names import KL_OF_DATA, KL_OF_GENERATED, PATH, PATH_RMS, SOLVERS
+from studies.leaderboard.names import KL_OF_DATA, KL_OF_GENERATED, PATH, PATH_RMS, SOLVERS, W2_OF_COMPONENTS
 from studies.leaderboard.schedules import HIGH, LOW, RIVALS, SCHEDULES
 
 
@@ -58,25 +59,25 @@ class Work(NamedTuple):
     schedules: tuple = ()
     solvers: tuple = ()
 
-    def along_paths(self, denoiser, start, **changes):
+    def along_paths(self, denoiser, start, levels=128):
         """The same problem, measured by path errors alone: a work of its own, with the same curve and searches.
 
-        denoiser(x, sigma), start(run) -> states at HIGH: what is walked. Stochastic solvers have no path to end at.
+        denoiser(x, sigma), start(run) -> states at HIGH: what is walked, to convergence by `levels` levels of Heun.
+        Stochastic solvers have no path to end at.
         """
         return self._replace(
             name=f"{self.name}, paths",
-            measure=_path_errors(denoiser, start),
+            measure=_path_errors(denoiser, start, levels),
             distances=(PATH, PATH_RMS),
             solvers=_DETERMINISTIC,
             floor=MappingProxyType({}),
-            **changes,
         )
 
 
 _DETERMINISTIC = tuple(name for name, solver in SOLVERS.items() if not solver.stochastic)
 
 
-def _path_errors(denoiser, start, levels=256):
+def _path_errors(denoiser, start, levels):
     """measure(solver, sigmas, run) of the distance from where Heun with many levels ends, from the same states.
 
     The reference ends a tenth below LOW, so that its last step, to 0, is converged, too.
@@ -381,6 +382,82 @@ def network(
     return [work, work.along_paths(denoiser, start)]
 
 
+def galaxies(
+    names=("hsc-32", "ztf-32"),
+    own=1024,
+    images=300,
+    curve_levels=48,
+    curve_samples=64,
+    components=16,
+    paths=200,
+    levels=32,
+):
+    """Published networks of galaxies: distances from their own converged samples, and errors along paths.
+
+    Their training images are not public: "data" are `own` samples of the network, by Heun with `levels` levels. The
+    distance is Frechet's in the first principal components of these. No work is left where the package galaxygrad is
+    missing.
+    """
+    try:
+        from entropic.images.networks.galaxies import load_galaxies
+
+        networks = {name: load_galaxies(name, local_device()) for name in names}
+    except (ImportError, FileNotFoundError) as error:
+        print(f"galaxies: not run here, {error}")
+        return []
+    return [
+        work
+        for name, model in networks.items()
+        for work in _galaxies(
+            name, model, own, images, curve_levels, curve_samples, components, paths, levels
+        )
+    ]
+
+
+def _galaxies(name, model, own, images, curve_levels, curve_samples, components, paths, levels):
+    def start(seed, count):
+        noise = torch.randn(count, *model.shape, generator=torch.Generator().manual_seed(seed))
+        return HIGH * noise.to(local_device())
+
+    def converged(x):
+        return HEUN.sample(model, x, edm_sigmas(levels, LOW, HIGH))
+
+    known = converged(start(2**21, own))
+    flat = known.flatten(1).double().cpu()
+    values, vectors = torch.linalg.eigh(torch.cov(flat.T))
+    values, axes = values.flip(0).clamp_min(0), vectors.flip(1)[:, :components]
+    found = estimate(model, known, _levels(curve_levels), samples=curve_samples, common_noise=False)
+    with warnings.catch_warnings():
+        # At high noise these networks err by more than the whole variance; the curve takes the variance there.
+        warnings.simplefilter("ignore", UserWarning)
+        curve = found.curve()
+
+    def distances(x):
+        parts = ((one.flatten(1).double().cpu() - flat.mean(0)) @ axes for one in (x, known))
+        return {W2_OF_COMPONENTS: metrics.distance(*parts, allow_singular=True)}
+
+    def measure(solver, sigmas, run):
+        x = start(2**22 + run, images) * _scale(sigmas)
+        generator = torch.Generator().manual_seed(2**23 + run)
+        return distances(SOLVERS[solver].sample(model, x, sigmas, generator=generator))
+
+    work = Work(
+        f"galaxies, {name}",
+        f"galaxies, {name}",
+        curve,
+        None,
+        values[values > 1e-12],
+        torch.ones(int((values > 1e-12).sum()), dtype=torch.float64),
+        model,
+        lambda n, generator: known[torch.randperm(own, generator=generator)[:n]],
+        measure,
+        (W2_OF_COMPONENTS,),
+        runs=3,
+        floor=distances(converged(start(2**24, images))),
+    )
+    return [work, work.along_paths(model, lambda run: start(2**25 + run, paths))]
+
+
 WORKS = {
     "gaussians": gaussians,
     "mixtures": mixtures,
@@ -390,4 +467,5 @@ WORKS = {
     "image-mixture": image_mixture,
     "image-mixture-low-rank": functools.partial(image_mixture, rank=16),
     "network": network,
+    "galaxies": galaxies,
 }
