@@ -15,7 +15,7 @@ from studies.leaderboard.names import (
     SOLVERS,
     distance_name,
 )
-from studies.leaderboard.plan import PLAN, fill
+from studies.leaderboard.plan import CONVERGED, PLAN, fill
 from studies.leaderboard.schedules import FORMULAS, OURS, RIVALS, SCHEDULES, TUNED
 from studies.leaderboard.standing import (
     Cell,
@@ -42,6 +42,7 @@ from studies.leaderboard.works import (
 )
 
 __all__ = [
+    "CONVERGED",
     "FORMULAS",
     "KL_OF_DATA",
     "KL_OF_GENERATED",

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from studies.leaderboard.names import PATH, PATH_RMS, W2_OF_COMPONENTS, distance_name
-from studies.leaderboard.schedules import RIVALS, SCHEDULES, TUNED, TUNED_FOR
+from studies.leaderboard.schedules import RIVALS, SCHEDULES, TUNED, TUNED_FOR, outdated
 from studies.statistics import nemenyi
 
 
@@ -93,7 +93,10 @@ def table(found):
 
 
 def from_table(columns):
-    """The `Cell`s of columns that `studies.report.read_recorded` returns; old names of distances become full names."""
+    """The `Cell`s of columns that `studies.report.read_recorded` returns; old names of distances become full names.
+
+    Lines that are `outdated` are left out.
+    """
     found = {}
     for group, metric, solver, nfe, *rest in zip(
         *(
@@ -102,7 +105,8 @@ def from_table(columns):
         ),
         strict=True,
     ):
-        found.setdefault((group, distance_name(group, metric), solver, int(nfe)), []).append(rest)
+        if not outdated(group, rest[0], rest[2]):
+            found.setdefault((group, distance_name(group, metric), solver, int(nfe)), []).append(rest)
     return [
         Cell(
             *where,
