@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import warnings
 from pathlib import Path
 
@@ -515,3 +516,11 @@ def test_a_schedule_that_begins_elsewhere_begins_with_noise_of_that_level(gaussi
     # Below 80 the exact law of the level is not given away: from N(0, sigma^2) the variance ends short.
     sigmas = torch.tensor([1.0, 0.0], dtype=torch.float64)
     assert work.measure("deterministic DDIM", sigmas, 0)["W2"] == pytest.approx((1 - 0.5) ** 2)
+
+
+def test_without_the_package_there_are_no_galaxies_and_a_word_why(monkeypatch, capsys):
+    monkeypatch.setitem(
+        sys.modules, "entropic.images.networks.galaxies", None
+    )  # as if it could not be imported
+    assert leaderboard.galaxies() == []
+    assert "not run here" in capsys.readouterr().out
