@@ -89,7 +89,7 @@ imagenet512: $(ENVIRONMENT)  ## tables 2, 5 and 6 with EDM2's networks, likewise
 rehearse: $(ENVIRONMENT)  ## the whole path of a published network on tiny random ones: tries this machine, in two minutes
 	@$(PY) -m studies.published.rehearsal $(ARGS)
 
-leaderboard: $(ENVIRONMENT)  ## every schedule on every work, into book/results; about eighteen hours on one core, goes on where it stopped
+leaderboard: $(ENVIRONMENT)  ## every schedule on every work that book/results lacks; all takes more than a day of one core; goes on where it stopped
 	$(PY) -m studies.leaderboard $(ARGS)
 	@$(RUN) record leaderboard
 

@@ -5,6 +5,7 @@ They differ in what they need beside n:
 - `tables`: a table of training sigmas, `function(n, table, ...)`;
 - `curves`: an error curve, `function(n, curve, ...)`;
 - `dmn`: the solver, `function(n, ...)`;
+- `tuned`: a spectrum of variances and the solver, `function(n, variances, solver, ...)`;
 - `trajectories`: a denoiser and states x (N, ...) at sigma_max, `function(n, denoiser, x, *, ...)`;
 - `scores`: a denoiser and data x0 (N, ...), `function(n, denoiser, x0, generator, *, ...)`.
 
@@ -30,6 +31,7 @@ from entropic.rivals.scores import (
 )
 from entropic.rivals.tables import beta_sigmas, simple_sigmas, vp_table
 from entropic.rivals.trajectories import gits_sigmas, oss_sigmas, sharpeuler_sigmas
+from entropic.rivals.tuned import tuned_edm_sigmas
 
 __all__ = [
     "Placed",
@@ -47,5 +49,6 @@ __all__ = [
     "oss_sigmas",
     "sharpeuler_sigmas",
     "simple_sigmas",
+    "tuned_edm_sigmas",
     "vp_table",
 ]

@@ -20,15 +20,17 @@ def vp_table(steps=1000, beta_min=1e-4, beta_max=0.02):
 
 
 def simple_sigmas(n, table=None):
-    """Every (T / n)-th of the T training sigmas, from the noisiest on: the entries -(1 + floor(i T / n)).
+    """Every (T / n)-th of the T training sigmas, from the noisiest on: the entries -(1 + floor(i (T / n))).
 
     `table` (T,) ascends; it is `vp_table()` unless given. The last level is about the entry 1 + T / n from the bottom,
-    not the lowest one. ValueError: n > T, or a table that does not ascend. Source: ComfyUI, the scheduler "simple".
+    not the lowest one. As in the source, T / n is rounded to a float64 before it is multiplied: where i T / n is a
+    whole number the product may fall below it, and the level is one entry noisier (T = 1000: n = 38, 76, 122, ...).
+    ValueError: n > T, or a table that does not ascend. Source: ComfyUI, the scheduler "simple".
     """
     n, table = integer("n", n, 2), _table(table)
     if n > len(table):
         raise ValueError(f"n = {n} exceeds the {len(table)} entries of the table; take fewer")
-    index = torch.arange(n) * len(table) // n
+    index = (torch.arange(n, dtype=torch.float64) * (len(table) / n)).long()
     return ending_in_zero(table.flip(0)[index])
 
 

@@ -79,20 +79,24 @@ def oss_sigmas(
     """OSS: the levels whose n Euler steps end nearest to a fine teacher, by a dynamic programme. Meant for Euler.
 
     x (N, ...) are states at sigma_max. The teacher is Euler over `levels` levels of EDM and 0; its states are all kept.
-    The student reaches every level of the teacher in k steps, from the state that k - 1 steps left at some level above.
+    The student may begin at any level sigma of the teacher, with the state (sigma / sigma_max) x: there the sampler
+    draws N(0, sigma^2 I). It reaches every level in k steps, from the state that k - 1 steps left at some level above.
     Of these ways the one that lands nearest to the teacher, by the squared error averaged over x, is kept. That is
-    greedy (a state that is not the nearest may end better), so that only n = 2 gives the best of all choices. The last
-    level is chosen as the others are: it is sigma_min or above. It takes N (levels + (n - 1)(levels - n + 1)) calls.
-    ValueError: see `entropic.rivals`. Source: Pei et al. (2025), Optimal Stepsize for Diffusion Sampling. Its code
-    searches for one sample at a time and takes medians over samples, also lets fewer steps win, and starts from 200
-    uniform flow times.
+    greedy (a state that is not the nearest may end better), so that only n = 2 gives the best of all choices. The
+    first level is sigma_max or below, the last one sigma_min or above. It takes
+    N (levels + n (levels - n + 1) - 1) calls. ValueError: see `entropic.rivals`.
+    Source: Pei et al. (2025), Optimal Stepsize for Diffusion Sampling, and its public code. What differs: the code
+    searches for one sample at a time and takes medians over samples, which on data of separate modes ends further off
+    than one search for all; it lets fewer steps win, which they did not do here; its frame is flow matching, and its
+    teacher has 200 uniform flow times.
     """
     n = integer("n", n, 2)
     levels = integer("levels", levels, n)
     grid = edm_sigmas(levels, sigma_min, sigma_max, rho)
     sigmas = grid.tolist()
     model, teacher, denoised = euler(denoiser, x, batch, sigmas)
-    reached, choices = {0: model.x}, []
+    reached = {i: model.x * (sigmas[i] / sigmas[0]) for i in range(levels - n + 1)}
+    choices = []
     for step in range(n):
         remaining = n - step - 1
         first, last = step + 1 if remaining else levels, levels - remaining
@@ -100,7 +104,7 @@ def oss_sigmas(
         choice = torch.full((levels + 1,), -1)
         answers = {}
         for i, state in reached.items():
-            answers[i] = model(state, sigmas[i]) if step else denoised[0]
+            answers[i] = model(state, sigmas[i]) if step or i else denoised[0]
             start, stride = max(first, i + 1), max(1, _CHUNK // state.numel())
             for part in (slice(at, min(at + stride, last + 1)) for at in range(start, last + 1, stride)):
                 missed = teacher[part] - _jump(state, answers[i], sigmas[i], grid[part])

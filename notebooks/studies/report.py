@@ -155,16 +155,27 @@ def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str
     _show(result_html(sidecar, *_links(out)))
 
 
-def save_table(rows: Sequence[Mapping], id: str, caption: str, *, columns: Mapping | None = None, **meta):
+def save_table(
+    rows: Sequence[Mapping],
+    id: str,
+    caption: str,
+    *,
+    columns: Mapping | None = None,
+    shown: int | None = None,
+    **meta,
+):
     """Show a table, which scrolls inside its own frame, and keep it as ``<id>.csv`` with a sidecar ``<id>.json``.
 
     rows: mappings of column -> number or text, all with the same keys; ``$...$`` is set as mathematics
     columns: column -> heading, in the order in which they are shown; the csv holds all columns
+    shown: the page shows so many rows, the first ones, and the caption says so; the csv holds all
 
     ValueError: a bad id, an empty caption, no rows, rows whose keys differ.
     """
     _check_text(id, caption=caption)
     rows = [dict(row) for row in rows]
+    if shown is not None and shown < len(rows):
+        caption = f"{caption} The first {shown} of {len(rows):,} lines; the file of data has all."
     if not rows:
         raise ValueError("rows = []: a table needs at least one row")
     for i, row in enumerate(rows):
@@ -179,7 +190,7 @@ def save_table(rows: Sequence[Mapping], id: str, caption: str, *, columns: Mappi
     sidecar = _leave(
         out, "table", id, {"csv": f"{id}.csv"}, table, {"caption": caption, "head": columns, **meta}
     )
-    _show(result_html(sidecar, *_links(out), rows=rows))
+    _show(result_html(sidecar, *_links(out), rows=rows[:shown]))
 
 
 def record_claims(claims: Sequence[Mapping]):

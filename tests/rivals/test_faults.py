@@ -23,6 +23,7 @@ from entropic.rivals import (
     oss_sigmas,
     sharpeuler_sigmas,
     simple_sigmas,
+    tuned_edm_sigmas,
 )
 from tests.modes import default_dtype
 from tests.rivals.test_rivals import F64, PLANE
@@ -63,6 +64,7 @@ WITHOUT_DENOISER = {
     "klub": lambda: klub(CURVE, laplace_sigmas(7, 0.01, 50.0)),
     "ays": lambda: ays_sigmas(7, CURVE, 0.002, 80),
     "dmn": lambda: dmn_sigmas(7),
+    "tuned": lambda: tuned_edm_sigmas(4, torch.tensor([1.0, 0.1], dtype=F64)),
     "objective": lambda: dmn_objective(laplace_sigmas(7)),
 }
 

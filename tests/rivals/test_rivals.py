@@ -11,8 +11,10 @@ import scipy.stats
 import torch
 
 from entropic.curve import ErrorCurve
+from entropic.gaussian import gaussian_deviation
 from entropic.mixtures import GaussianMixture
 from entropic.noise import edm, flow_matching, vp_linear
+from entropic.placement import gaussian_optimal_sigmas
 from entropic.rivals import (
     Placed,
     ays_sigmas,
@@ -29,6 +31,7 @@ from entropic.rivals import (
     oss_sigmas,
     sharpeuler_sigmas,
     simple_sigmas,
+    tuned_edm_sigmas,
     vp_table,
 )
 from entropic.rivals.model import cheapest_path
@@ -75,6 +78,7 @@ RIVALS = {
     "beta": beta_sigmas,
     "ays": lambda n: ays_sigmas(n, _gaussian_curve(), LOW, HIGH),
     "dmn": dmn_sigmas,
+    "tuned": lambda n: tuned_edm_sigmas(n, [1.0, 0.01], "heun"),
     "gits": lambda n: gits_sigmas(n, PLANE.denoiser, X, levels=20),
     "oss": lambda n: oss_sigmas(n, PLANE.denoiser, X, levels=20),
     "sharpeuler": lambda n: sharpeuler_sigmas(n, PLANE.denoiser, X, levels=40),
@@ -83,7 +87,13 @@ RIVALS = {
     "marginal": lambda n: marginal_entropy_sigmas(n, PLANE.denoiser, X0, _generator(), levels=40),
 }
 WITH_CALLS = {"gits", "oss", "sharpeuler", "cos", "crs", "marginal"}
-OWN_ENDS = {"laplace": (0.0031, 80), "simple": (0.05, 157.5), "beta": (0.009, 157.5), "oss": (LOW, HIGH)}
+OWN_ENDS = {
+    "laplace": (0.0031, 80),
+    "simple": (0.05, 157.5),
+    "beta": (0.009, 157.5),
+    "oss": (LOW, HIGH),
+    "tuned": (LOW, HIGH),
+}
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
@@ -126,9 +136,14 @@ def test_table_is_that_of_ddpm():
 
 def test_simple_takes_the_entries_of_its_definition():
     table = torch.arange(1.0, 1001.0, dtype=F64)
-    for n in (2, 3, 7, 64, 1000):
+    rounded = []
+    for n in range(2, 1001):
         expected = [table[-(1 + int(i * (1000 / n)))].item() for i in range(n)]
         assert simple_sigmas(n, table)[:-1].tolist() == expected
+        # T / n is rounded before it is multiplied: for some n a product falls below the whole number that it is.
+        if expected != [table[-(1 + i * 1000 // n)].item() for i in range(n)]:
+            rounded.append(n)
+    assert rounded[:3] == [38, 76, 122]
     assert simple_sigmas(10)[0] == vp_table()[-1]
 
 
@@ -305,7 +320,7 @@ def _dmn_by_quadrature(sigmas, p, order, truncate):
                 return math.exp(u) * math.prod((u - x[m]) / (x[i] - x[m]) for m in others)
 
             terms[i] = factor[i] * scipy.integrate.quad(integrand, x[s], x[s + 1], epsabs=0, epsrel=1e-11)[0]
-        if s < truncate or s == steps - 1:
+        if s < truncate or s in (0, steps - 1):
             total += math.sqrt(sum(term**2 for term in terms.values()))
         else:
             for i, term in terms.items():
@@ -322,19 +337,69 @@ def test_dmn_objective_by_quadrature(n, p, order, truncate):
     assert value == pytest.approx(_dmn_by_quadrature(sigmas, p, order, truncate), rel=1e-9)
 
 
-def test_dmn_lowers_its_objective_from_either_start():
-    for n in (3, 9):
-        found = dmn_objective(dmn_sigmas(n))
-        assert found < dmn_objective(log_sigmas(n)) and found < dmn_objective(edm_sigmas(n))
+@pytest.mark.parametrize("n", [3, 5, 8, 16])
+def test_dmn_is_a_local_minimum_below_uniform_log_sigma(n):
+    truncate = 3 if n <= 7 else 0
+    sigmas = dmn_sigmas(n)
+    least = dmn_objective(sigmas, truncate=truncate)
+    start = dmn_objective(log_sigmas(n), truncate=truncate)
+    assert least < start if n > 3 else least <= start  # with one free level the start is the least
+    # The objective has kinks, where a derivative test fails: no level alone can be moved to a much lower place.
+    for k in range(1, n - 1):
+        for move in (-1e-2, -1e-3, 1e-3, 1e-2):
+            moved = sigmas.clone()
+            moved[k] *= math.exp(move * (sigmas[k - 1] / sigmas[k + 1]).log().item() / 2)
+            assert dmn_objective(moved, truncate=truncate) > least * (1 - 1e-3)
 
 
-def test_dmn_finds_the_best_of_a_fine_scan():
+def test_dmn_with_one_free_level_finds_the_best_of_a_fine_scan():
     inside = torch.logspace(math.log10(LOW), math.log10(HIGH), 402, dtype=F64)[1:-1]
-    one = min(dmn_objective([HIGH, s, LOW, 0]) for s in inside.tolist())
-    assert dmn_objective(dmn_sigmas(3)) <= one
-    coarse = inside[::8].tolist()
-    two = min(dmn_objective([HIGH, a, b, LOW, 0]) for b, a in itertools.combinations(coarse, 2))
-    assert dmn_objective(dmn_sigmas(4)) <= two
+    best = min(dmn_objective([HIGH, s, LOW, 0], truncate=3) for s in inside.tolist())
+    assert dmn_objective(dmn_sigmas(3), truncate=3) <= best * (1 + 1e-6)
+
+
+def test_dmn_is_the_local_minimum_of_its_authors_not_a_deeper_one():
+    # A deeper minimum is known, of p = 2: 7.06. The way from uniform log sigma ends above it, and samples better.
+    assert 8 < dmn_objective(dmn_sigmas(16, p=2.0, truncate=3), p=2.0, truncate=3) < 9
+
+
+# EDM, tuned
+
+SPECTRUM = 1 / torch.arange(1, 21, dtype=F64) ** 1.5
+
+
+def test_tuned_edm_with_two_levels_finds_the_best_last_level():
+    # One step of Euler from 80 to s on N(0, 1), then the denoised state: each a known factor.
+    s = torch.logspace(math.log10(LOW), math.log10(70), 200_001, dtype=F64)
+    u, first = 1 / (1 + s**2), 1 / (1 + HIGH**2)
+    made = u * (first + s / HIGH * (1 - first)) * math.sqrt(1 + HIGH**2)
+    best = s[(made - 1).square().argmin()]
+    for rho in (7.0, None):
+        assert tuned_edm_sigmas(2, [1.0], "ddim", "w2", rho=rho)[1] == pytest.approx(float(best), rel=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddim_stochastic", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("metric", ["kl", "w2"])
+def test_tuned_edm_lies_between_edm_and_the_optimum_and_scales_with_the_data(solver, metric):
+    n = 5
+
+    def deviation(grid):
+        return gaussian_deviation(SPECTRUM, grid, solver, metric).item()
+
+    end = tuned_edm_sigmas(n, SPECTRUM, solver, metric)
+    both = tuned_edm_sigmas(n, SPECTRUM, solver, metric, rho=None)
+    optimum = gaussian_optimal_sigmas(SPECTRUM, n, solver, metric, free_end=True)
+    assert deviation(optimum) <= deviation(both) * (1 + 1e-9)
+    assert deviation(both) <= deviation(end) <= deviation(edm_sigmas(n))
+    if solver != "dpmpp_2m":  # where EDM's own last level is the best of this spectrum
+        assert deviation(both) < deviation(end) < deviation(edm_sigmas(n))
+    roots = end[:-1] ** (1 / 7)
+    assert torch.allclose(roots.diff(), roots.diff().mean().expand(n - 1), rtol=1e-9)
+    # No last level of a fine scan is better.
+    ends = torch.logspace(math.log10(LOW), math.log10(60), 400, dtype=F64).tolist()
+    assert deviation(end) <= min(deviation(edm_sigmas(n, s)) for s in ends) * (1 + 1e-9)
+    scaled = tuned_edm_sigmas(n, 9 * SPECTRUM, solver, metric, 3 * LOW, 3 * HIGH)
+    assert torch.allclose(scaled / 3, end, rtol=1e-3)
 
 
 # Dynamic programmes
@@ -388,33 +453,35 @@ def test_oss_with_two_steps_is_the_best_of_all_choices(seed):
     grid = edm_sigmas(levels).tolist()
     end = _teacher(x, grid)[0][-1]
     placed = oss_sigmas(2, PLANE.denoiser, x, levels=levels)
-    errors = {i: (_student(x, [grid[0], grid[i], 0.0]) - end).square().mean() for i in range(1, levels)}
-    assert placed.sigmas.tolist() == [grid[0], grid[min(errors, key=errors.get)], 0]
-    assert placed.calls == 8 * (levels + levels - 1)
+    pairs = itertools.combinations(grid[:-1], 2)
+    errors = {pair: (_student(pair[0] / 80 * x, [*pair, 0.0]) - end).square().mean() for pair in pairs}
+    assert placed.sigmas.tolist() == [*min(errors, key=errors.get), 0]
+    assert placed.calls == 8 * (levels + 2 * (levels - 1) - 1)
 
 
-@pytest.mark.parametrize(("n", "seed"), [(3, 7), (4, 7), (4, 20), (5, 0)])
+@pytest.mark.parametrize(("n", "seed"), [(3, 7), (4, 2), (4, 20), (5, 0)])
 def test_oss_keeps_the_nearest_state_at_every_level(n, seed):
     x, levels = 80 * _normal(1, 2, seed=seed), 10
     grid = edm_sigmas(levels).tolist()
     teacher = _teacher(x, grid)[0]
 
     def error(path):
-        return (_student(x, [grid[i] for i in path]) - teacher[path[-1]]).square().mean().item()
+        start = grid[path[0]] / grid[0] * x
+        return (_student(start, [grid[i] for i in path]) - teacher[path[-1]]).square().mean().item()
 
-    # Of the ways to arrive at j in k steps that extend kept ways, keep the nearest.
-    kept = {0: (0,)}
+    # Of the ways to arrive at j in k steps that extend kept ways, keep the nearest; a way may begin anywhere.
+    kept = {i: (i,) for i in range(levels - n + 1)}
     for step in range(n):
         remaining = n - step - 1
         ends = range(step + 1, levels - remaining + 1) if remaining else [levels]
         kept = {j: min(((*path, j) for i, path in kept.items() if i < j), key=error) for j in ends}
     placed = oss_sigmas(n, PLANE.denoiser, x, levels=levels)
     assert placed.sigmas.tolist() == [grid[i] for i in kept[levels]]
-    assert placed.calls == levels + (n - 1) * (levels - n + 1)
-    every = [(0, *inside, levels) for inside in itertools.combinations(range(1, levels), n - 1)]
+    assert placed.calls == levels + n * (levels - n + 1) - 1
+    every = [(*inside, levels) for inside in itertools.combinations(range(levels), n)]
     gap = error(kept[levels]) / min(map(error, every))
-    # Greedy, hence not always the best of all choices: here twice its squared error.
-    assert gap >= 1 and (gap > 1.5 if (n, seed) == (4, 7) else True)
+    # Greedy, hence not always the best of all choices: here seven times its squared error.
+    assert gap >= 1 and (gap > 5 if (n, seed) == (4, 2) else True)
 
 
 # Densities
@@ -680,6 +747,9 @@ def test_one_level_is_refused(name):
         (lambda: ays_sigmas(5, _pair_curve(), LOW), "outside the curve"),
         (lambda: ays_sigmas(5, _gaussian_curve(), candidates=0), "candidates = 0"),
         (lambda: dmn_sigmas(5, order=0), "order = 0"),
+        (lambda: tuned_edm_sigmas(5, [0.0]), "variances"),
+        (lambda: tuned_edm_sigmas(5, [1.0], rho=0.0), "rho = 0.0"),
+        (lambda: tuned_edm_sigmas(5, [1.0], "nothing"), "solver = 'nothing'"),
         (lambda: dmn_objective([1.0, 0.0]), "two levels"),
         (lambda: dmn_objective([2.0, 1.0, 0.0], p=math.nan), r"p\[\] = nan"),
         (lambda: gits_sigmas(9, PLANE.denoiser, X, levels=5), "levels = 5"),

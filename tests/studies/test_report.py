@@ -178,6 +178,18 @@ def test_a_table_keeps_all_columns_and_shows_the_chosen(folder, capsys):
     assert "<th" in html and ">n<" not in html
 
 
+def test_a_long_table_is_shown_in_part_and_kept_whole(folder):
+    shown = []
+    rows = [{"name": f"line {k}"} for k in range(1200)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "_show", shown.append)
+        save_table(rows, "long", "A table.", shown=3)
+        save_table(rows[:3], "short", "A table.", shown=3)
+    assert "line 2<" in shown[0] and "line 3<" not in shown[0]
+    assert "The first 3 of 1,200 lines" in shown[0] and "The first" not in shown[1]
+    assert len(read_csv(folder / "long.csv")["name"]) == 1200
+
+
 @pytest.mark.parametrize("rows", [[], [{"a": 1}, {"b": 1}]])
 def test_a_bad_table_is_refused(rows):
     with pytest.raises(ValueError, match="rows"):

@@ -6,9 +6,17 @@ fills the store with one line for each distance of a measured cell. It goes on w
 processes may share the work. The page on the leaderboard reads it.
 """
 
-from studies.leaderboard.names import KL_OF_DATA, KL_OF_GENERATED, SHORT, SOLVERS, distance_name
-from studies.leaderboard.plan import PLAN, fill
-from studies.leaderboard.schedules import FORMULAS, OURS, RIVALS, SCHEDULES
+from studies.leaderboard.names import (
+    KL_OF_DATA,
+    KL_OF_GENERATED,
+    PATH,
+    PATH_RMS,
+    SHORT,
+    SOLVERS,
+    distance_name,
+)
+from studies.leaderboard.plan import CONVERGED, PLAN, fill
+from studies.leaderboard.schedules import FORMULAS, OURS, RIVALS, SCHEDULES, TUNED
 from studies.leaderboard.standing import (
     Cell,
     cells,
@@ -22,18 +30,31 @@ from studies.leaderboard.standing import (
     table,
 )
 from studies.leaderboard.store import Store
-from studies.leaderboard.works import WORKS, Work, gaussians, image_mixture, mixtures, network
+from studies.leaderboard.works import (
+    WORKS,
+    Work,
+    galaxies,
+    gaussians,
+    image_mixture,
+    mixtures,
+    network,
+    varying_scale,
+)
 
 __all__ = [
+    "CONVERGED",
     "FORMULAS",
     "KL_OF_DATA",
     "KL_OF_GENERATED",
     "OURS",
+    "PATH",
+    "PATH_RMS",
     "PLAN",
     "RIVALS",
     "SCHEDULES",
     "SHORT",
     "SOLVERS",
+    "TUNED",
     "WORKS",
     "Cell",
     "Store",
@@ -43,6 +64,7 @@ __all__ = [
     "distance_name",
     "fill",
     "from_table",
+    "galaxies",
     "gaussians",
     "image_mixture",
     "made_for",
@@ -53,4 +75,5 @@ __all__ = [
     "ranks",
     "standing",
     "table",
+    "varying_scale",
 ]

@@ -13,6 +13,10 @@ SHORT = dict(zip(SOLVERS, ("det. DDIM", "stoch. DDIM", "Heun", "2M"), strict=Tru
 
 KL_OF_DATA = "KL(data || generated)"
 KL_OF_GENERATED = "KL(generated || data)"
+W2_OF_COMPONENTS = "W2, first components"  # squared, in the principal components of the largest variance
+# How far the solver ends from the end of the converged path of the same noise: the mean over noises of the Euclidean
+# distance, and the root of the mean of its square.
+PATH, PATH_RMS = "path error", "path error, rms"
 
 
 def distance_name(group, metric):

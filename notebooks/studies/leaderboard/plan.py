@@ -4,22 +4,33 @@ import time
 
 from entropic import rivals
 from studies.leaderboard.names import SOLVERS
-from studies.leaderboard.schedules import RIVALS, SCHEDULES, asks
+from studies.leaderboard.schedules import RIVALS, SCHEDULES, TUNED_FOR, asks
 from studies.leaderboard.store import KEY, key
 from studies.report import git_state
 
 # Schedules that are measured in features at all numbers of calls.
-_FEATURES = (*RIVALS, "curve, 0.5", "curve, 0.75", "curve, 0.75, recursion", "curve, W2")
+_FEATURES = (
+    *RIVALS,
+    *(name for name in TUNED_FOR if not name.endswith("KL")),
+    *("curve, 0.5", "curve, 0.75", "curve, 0.75, recursion", "curve, 0.75, fixed end"),
+    *("curve, W2", "curve, W2, fixed end"),
+)
 # At 32 calls on images: the rivals that lead with the same solvers at 16 calls.
 _LEADING = {
     ("deterministic DDIM", "stochastic DDIM"): ("OSS", "SharpEuler", "cosine"),
     ("Heun", "DPM-Solver++(2M)"): ("log", "Beta", "OSS"),
 }
+# EDM's schedule with 64 levels of Heun, 127 calls: where the solver has converged. No other schedule is measured there.
+CONVERGED = ("Heun", 127, "EDM")
+_IMAGES = ("image-mixture", "image-mixture-low-rank", "network", "galaxies")
 # What `make leaderboard` measures: works, numbers of calls, solvers, runs, schedules. Heun has 9 levels at 17 calls.
 # For points, second-order solvers with few steps are left out: their law has so many folds that it takes minutes and
 # gigabytes.
 PLAN = (
     ("gaussians", [4, 8, 16, 32, 64], None, None, SCHEDULES),
+    ("varying-scale", [4, 8, 16, 32], None, None, SCHEDULES),
+    ("varying-scale", [9, 17], ["Heun"], None, SCHEDULES),
+    ("varying-scale", [5, 9], ["DPM-Solver++(2M)"], None, SCHEDULES),
     ("mixtures", [4, 8, 16, 32, 64], None, None, SCHEDULES),
     ("mixtures", [17], ["Heun"], None, SCHEDULES),
     ("mixtures-wider", [8], None, None, SCHEDULES),
@@ -35,11 +46,13 @@ PLAN = (
     ("image-mixture-low-rank", [4, 16, 32, 64], None, 1, _FEATURES),
     ("network", [8], None, 2, SCHEDULES),
     ("network", [4, 16], None, 1, _FEATURES),
+    ("galaxies", [5, 8, 9, 16], None, 1, _FEATURES),
     *(
         (name, [32], solvers, 1, ("EDM", "rescaled", *few, "curve, 0.75", "curve, W2"))
         for name in ("image-mixture", "network")
         for solvers, few in _LEADING.items()
     ),
+    *((name, [CONVERGED[1]], [CONVERGED[0]], 1, (CONVERGED[2],)) for name in _IMAGES),
 )
 
 
@@ -52,14 +65,17 @@ def fill(
     schedules=tuple(SCHEDULES),
     runs=None,
     progress=True,
+    known=(),
 ):
     """Measure what the store lacks: every work, solver, number of network calls, schedule and run.
 
+    known: `Cell`s whose lines are not measured again, such as those of the record.
     The store's share "i/k" says which cells: every k-th one, from the i-th on. A schedule that refuses a number of
     levels (the table of "Beta" may have too few) leaves a row without a value, with the reason. runs: at most so many
     runs of each work. ValueError: another process writes the same share; a damaged line in the store.
     """
     work_of = {work.name: work for work in works}
+    lines = {(*cell[:4], name) for cell in known for name in cell.schedules}
     measured = {}
     for row in store.rows():
         measured.setdefault(key(row), set()).add(row["metric"])
@@ -69,7 +85,8 @@ def fill(
         for solver in solvers
         for calls in nfe
         for schedule in schedules
-        if schedule in (work.schedules or SCHEDULES)
+        if schedule in (work.schedules or SCHEDULES) and solver in (work.solvers or SOLVERS)
+        if not {(work.group, metric, solver, calls, schedule) for metric in work.distances} <= lines
         for run in range(min(work.runs, runs or work.runs))
     ]
     missing = [cell for cell in wanted[store.index :: store.count] if not _done(cell, work_of, measured)]

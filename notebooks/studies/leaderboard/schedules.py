@@ -5,6 +5,7 @@ import functools
 import torch
 
 from entropic import rivals
+from entropic.gaussian import implied_spectrum
 from entropic.placement import gaussian_optimal_sigmas, solver_aware_sigmas
 from entropic.schedules import (
     cosine_sigmas,
@@ -18,6 +19,7 @@ from entropic.schedules import (
 from studies.leaderboard.names import SOLVERS
 
 LOW, HIGH = 0.002, 80.0  # the last noise level above 0, and the first
+CALLS = 8192  # evaluations of the denoiser that a search may take for up to 16 levels; in proportion for more
 
 
 def _aware(work, n, solver, free_end=True, **goal):
@@ -53,28 +55,50 @@ def _spectrum(work, n, solver, metric="kl", alpha=None):
     )
 
 
-def _from_start(function, work, n, solver, count=256):
-    """The schedule of a search that runs the denoiser from `count` noisy states at HIGH."""
+def _tuned(work, n, solver, rho=7.0, metric="kl", alpha=None):
+    """EDM's family, tuned on what ours knows: the spectrum that the error curve implies."""
+    data, name = implied_spectrum(work.curve), SOLVERS[solver].name
+    return rivals.tuned_edm_sigmas(
+        n, data.variances, name, metric, LOW, HIGH, alpha=alpha, multiplicity=data.multiplicity, rho=rho
+    )
+
+
+def rows(n, calls):
+    """How many samples a search for n levels may have that evaluates the denoiser `calls` times for each."""
+    return max(1, int(CALLS * max(1.0, n / 16) / calls))
+
+
+def _from_start(function, work, n, calls):
+    """The schedule of a search that runs the denoiser, `calls` times a sample, from noisy states at HIGH."""
     generator = torch.Generator().manual_seed(2**20)
-    x = work.data(count, generator)
+    x = work.data(rows(n, calls), generator)
     x = x + HIGH * torch.randn(x.shape, generator=generator, dtype=x.dtype)
     return function(n, work.denoiser, x, sigma_min=LOW, sigma_max=HIGH)
 
 
-def _from_data(function, work, n, solver, count=256):
-    """The schedule of a search that adds noise to `count` data itself."""
+def _from_data(function, work, n, calls):
+    """The schedule of a search that adds noise to data itself, and runs the denoiser `calls` times a sample."""
     generator = torch.Generator().manual_seed(2**20)
-    return function(n, work.denoiser, work.data(count, generator), generator, sigma_min=LOW, sigma_max=HIGH)
+    data = work.data(rows(n, calls), generator)
+    return function(n, work.denoiser, data, generator, sigma_min=LOW, sigma_max=HIGH)
 
 
 def _gits(work, n, solver):
     # GITS takes n levels of a fine grid of 61; the grid is finer where n is larger than 30.
-    return _from_start(functools.partial(rivals.gits_sigmas, levels=max(61, 2 * n)), work, n, solver)
+    levels = max(61, 2 * n)
+    return _from_start(functools.partial(rivals.gits_sigmas, levels=levels), work, n, levels - 1)
+
+
+def _oss(work, n, solver):
+    # The teacher's levels: a search of few levels has more samples, one of many a finer choice.
+    levels = max(61, 2 * n)
+    calls = levels + n * (levels - n + 1) - 1
+    return _from_start(functools.partial(rivals.oss_sigmas, levels=levels), work, n, calls)
 
 
 # Name -> function(work, n, solver) that returns sigmas or `rivals.Placed`. All run from HIGH to LOW, with these
-# exceptions: "simple" and "Beta" take the levels of a table of training levels, and "OSS" and ours choose their last
-# level.
+# exceptions: "simple" and "Beta" take the levels of a table of training levels, "OSS" chooses its first and last level,
+# and ours and the tuned EDMs choose their last level.
 RIVALS = {
     "EDM": lambda work, n, solver: edm_sigmas(n, LOW, HIGH),
     "log": lambda work, n, solver: log_sigmas(n, LOW, HIGH),
@@ -89,28 +113,33 @@ RIVALS = {
     "AYS": lambda work, n, solver: rivals.ays_sigmas(n, work.curve, LOW, HIGH),
     "DMN": lambda work, n, solver: rivals.dmn_sigmas(n, LOW, HIGH),
     "GITS": _gits,
-    "OSS": functools.partial(_from_start, functools.partial(rivals.oss_sigmas, levels=100), count=32),
-    "SharpEuler": functools.partial(_from_start, rivals.sharpeuler_sigmas),
-    "COS": functools.partial(_from_data, rivals.cos_sigmas),
-    "CRS": functools.partial(_from_data, rivals.crs_sigmas),
+    "OSS": _oss,
+    "SharpEuler": lambda work, n, solver: _from_start(rivals.sharpeuler_sigmas, work, n, 128),
+    "COS": lambda work, n, solver: _from_data(rivals.cos_sigmas, work, n, 2 * 63 * 3),
+    "CRS": lambda work, n, solver: _from_data(rivals.crs_sigmas, work, n, 128),
 }
 # Those that ask nothing of the data.
 FORMULAS = ("EDM", "log", "linear", "cosine", "VP", "simple", "Beta", "Laplace", "DMN")
-# Ours, from the error curve or from the data's own spectrum, for a goal: KL, W2, or a power alpha of the variance.
+# What a schedule may be made for: KL, W2, or a power alpha of the variance.
+GOALS = {"KL": {"metric": "kl"}, "0.5": {"alpha": 0.5}, "0.75": {"alpha": 0.75}, "W2": {"metric": "w2"}}
+# Rivals that know what ours know: the goal, too. In a contest each is one rival, made for the same goal as ours.
+TUNED = {"EDM, end tuned": 7.0, "EDM, end and rho tuned": None}  # name -> rho
+TUNED_FOR = {
+    f"{name}, {goal}": functools.partial(_tuned, rho=rho, **GOALS[goal])
+    for name, rho in TUNED.items()
+    for goal in ("KL", "0.75", "W2")
+}
+# Ours, from the error curve or from the data's own spectrum, for a goal.
 OURS = {
     f"{route}, {name}": functools.partial(function, **goal)
     for route, function in (("curve", _aware), ("spectrum", _spectrum))
-    for name, goal in (
-        ("KL", {"metric": "kl"}),
-        ("0.5", {"alpha": 0.5}),
-        ("0.75", {"alpha": 0.75}),
-        ("W2", {"metric": "w2"}),
-    )
+    for name, goal in GOALS.items()
 }
-OURS["curve, 0.75, fixed end"] = functools.partial(_aware, alpha=0.75, free_end=False)
+for _goal in ("KL", "0.75", "W2"):
+    OURS[f"curve, {_goal}, fixed end"] = functools.partial(_aware, free_end=False, **GOALS[_goal])
 OURS["curve, KL, recursion"] = functools.partial(_recursion, metric="kl")
 OURS["curve, 0.75, recursion"] = functools.partial(_recursion, alpha=0.75)
-SCHEDULES = RIVALS | OURS
+SCHEDULES = RIVALS | TUNED_FOR | OURS
 
 
 def asks(schedule, work, solver):
@@ -119,4 +148,19 @@ def asks(schedule, work, solver):
         return None
     if schedule.startswith("spectrum"):
         return solver, tuple(work.variances.tolist()), tuple(work.counts.tolist())
-    return work.name, solver if schedule in OURS else None
+    return work.name, None if schedule in RIVALS else solver
+
+
+# Commits that measured lines of the record before searches had one budget, before DMN and OSS were as their authors run
+# them, and before a schedule that begins at another level than HIGH began there with noise of that level.
+_BEFORE = frozenset(
+    "056b95041410 3118d38bce42 3197c6c1244a 3e4060d4026f 4d136b35a948 500410cc02ee 60274a2b53f7 70cd5e5b257e "
+    "7b10a3b27125 8de7691f69c8-dirty c97a62c0a0a6 d64fd9fc8326".split()
+)
+
+
+def outdated(group, schedule, commit):
+    """Whether a line of the record is of a schedule, or of a measure, that has changed since: it counts no more."""
+    elsewhere = schedule in ("simple", "Beta") and group.startswith("image mixture")
+    changed = schedule in ("DMN", "GITS", "OSS", "SharpEuler", "COS", "CRS")
+    return commit in _BEFORE and (changed or elsewhere)

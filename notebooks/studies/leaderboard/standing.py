@@ -4,9 +4,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
 
-from studies.leaderboard.names import distance_name
-from studies.leaderboard.schedules import RIVALS, SCHEDULES
+from studies.leaderboard.names import PATH, PATH_RMS, W2_OF_COMPONENTS, distance_name
+from studies.leaderboard.schedules import RIVALS, SCHEDULES, TUNED, TUNED_FOR, outdated
 from studies.statistics import nemenyi
 
 
@@ -92,7 +93,10 @@ def table(found):
 
 
 def from_table(columns):
-    """The `Cell`s of columns that `studies.report.read_recorded` returns; old names of distances become full names."""
+    """The `Cell`s of columns that `studies.report.read_recorded` returns; old names of distances become full names.
+
+    Lines that are `outdated` are left out.
+    """
     found = {}
     for group, metric, solver, nfe, *rest in zip(
         *(
@@ -101,7 +105,8 @@ def from_table(columns):
         ),
         strict=True,
     ):
-        found.setdefault((group, distance_name(group, metric), solver, int(nfe)), []).append(rest)
+        if not outdated(group, rest[0], rest[2]):
+            found.setdefault((group, distance_name(group, metric), solver, int(nfe)), []).append(rest)
     return [
         Cell(
             *where,
@@ -117,25 +122,31 @@ def from_table(columns):
 def contest(cell, ours=None):
     """The `Cell` with the rivals and one schedule of ours, which is called "ours" in it.
 
-    ours: its name; by default "curve, KL" where a KL is measured, "curve, W2" for distances of the data themselves,
-    "curve, 0.75" for those of features. Members without a value of it or of EDM's are left out; the result
-    is None where no member is left.
+    ours: its name; by default that of `made_for`. Of the rivals that are tuned to a goal, the cell has those that are
+    tuned to the goal of `made_for`. Members without a value of ours or of EDM's are left out; the result is None where
+    no member is left.
     """
-    ours = ours or made_for(cell.metric)
+    own, goal = made_for(cell.metric), made_for(cell.metric).removeprefix("curve, ")
+    ours = ours or own
     if not {ours, "EDM"} <= set(cell.schedules):
         return None
-    kept = [i for i, name in enumerate(cell.schedules) if name in RIVALS or name == ours]
-    names = tuple("ours" if cell.schedules[i] == ours else cell.schedules[i] for i in kept)
+    called = {ours: "ours"} | {name: name for name in RIVALS} | {f"{name}, {goal}": name for name in TUNED}
+    kept = [i for i, name in enumerate(cell.schedules) if name in called]
+    names = tuple(called[cell.schedules[i]] for i in kept)
     values, commits = cell.values[kept], tuple(cell.commits[i] for i in kept)
     both = np.isfinite(values[[names.index("ours"), names.index("EDM")]]).all(0)
     return cell._replace(schedules=names, values=values[:, both], commits=commits) if both.any() else None
 
 
 def made_for(metric):
-    """The name of our schedule, from the error curve alone, that is made for a distance."""
+    """The name of our schedule, from the error curve alone, that is made for a distance.
+
+    "curve, KL" where a KL is measured, "curve, W2" for distances of the data themselves and for errors along paths,
+    "curve, 0.75" for distances of features.
+    """
     if metric.startswith("KL"):
         return "curve, KL"
-    return "curve, W2" if metric in ("W2", "pixel W2") else "curve, 0.75"
+    return "curve, W2" if metric in ("W2", "pixel W2", W2_OF_COMPONENTS, PATH, PATH_RMS) else "curve, 0.75"
 
 
 def noise(found):
@@ -145,22 +156,34 @@ def noise(found):
     """
     squares = {}
     for cell in found:
-        if cell.metric.startswith(("FD-", "pixel")) and cell.values.shape[1] > 1 and "EDM" in cell.schedules:
+        if (
+            cell.metric.startswith(("FD-", "pixel", W2_OF_COMPONENTS))
+            and cell.values.shape[1] > 1
+            and "EDM" in cell.schedules
+        ):
             logs = np.log(cell.values)
             gaps = np.delete(logs - logs[cell.schedules.index("EDM")], cell.schedules.index("EDM"), 0)
             squares.setdefault(cell.metric, []).extend(gaps.var(1, ddof=1))
     return {metric: math.sqrt(np.nanmean(values)) for metric, values in squares.items()}
 
 
+def _logs(cell):
+    """Logarithms of a cell's values. A value below 1e-12 of EDM's is rounding alone, and counts as so much."""
+    least = np.full(cell.values.shape[1], 1e-300)
+    if "EDM" in cell.schedules:
+        least = np.fmax(least, 1e-12 * cell.values[cell.schedules.index("EDM")])
+    return np.log(np.maximum(cell.values, least))
+
+
 def standing(cell, noise=None):
     """Each schedule's place in a cell: rows with geometric mean, spread, ratios to EDM and the best rival, and verdict.
 
-    The verdict is "best" for the least geometric mean of those measured on all members. It is "level" where the mean
-    of the paired log ratios to the best is at most two standard errors. The standard error is that of `noise`, the
-    deviation of one member, if given, else that of the members' own deviation; a single member is level within 1 %.
-    It is "worst" for the largest mean, and "" for all others.
+    The least geometric mean of those measured on all members is the first. Others are "level" with it where the mean
+    of the paired log ratios to it is at most two standard errors. The standard error is that of `noise`, the deviation
+    of one member, if given, else that of the members' own deviation; a single member is level within 1 %. The first is
+    "best" where none is level with it, else "level", too. "worst" has the largest mean; "" all others.
     """
-    logs = np.log(np.maximum(cell.values, 1e-300))
+    logs = _logs(cell)
     means = logs.mean(1)
     complete = np.isfinite(means)
     best, worst = (
@@ -168,7 +191,8 @@ def standing(cell, noise=None):
         np.nanargmax(np.where(complete, means, np.nan)),
     )
     edm = cell.schedules.index("EDM") if "EDM" in cell.schedules else best
-    rivals_only = [i for i, name in enumerate(cell.schedules) if name in RIVALS and complete[i]]
+    known = RIVALS.keys() | TUNED.keys() | TUNED_FOR.keys()
+    rivals_only = [i for i, name in enumerate(cell.schedules) if name in known and complete[i]]
     rival = min(rivals_only, key=lambda i: means[i]) if rivals_only else best
     found = []
     for i, name in enumerate(cell.schedules):
@@ -177,17 +201,8 @@ def standing(cell, noise=None):
         with np.errstate(invalid="ignore"):  # a schedule may be infinitely far off
             own = noise or (gaps.std(ddof=1) if count > 1 else 0.5 * math.log(1.01))
             spread = np.exp(logs[i].std(ddof=1)) if count > 1 and complete[i] else math.nan
-        verdict = ""
-        if complete[i]:
-            verdict = (
-                "best"
-                if i == best
-                else "level"
-                if gaps.mean() <= 2 * own / math.sqrt(count)
-                else "worst"
-                if i == worst
-                else ""
-            )
+        level = complete[i] and i != best and gaps.mean() <= 2 * own / math.sqrt(count)
+        verdict = "best" if i == best else "level" if level else "worst" if i == worst else ""
         found.append(
             {
                 "schedule": name,
@@ -195,9 +210,11 @@ def standing(cell, noise=None):
                 "spread": float(spread),
                 "to EDM": math.exp(means[i] - means[edm]) if complete[i] else math.nan,
                 "to the best rival": math.exp(means[i] - means[rival]) if complete[i] else math.nan,
-                "verdict": verdict,
+                "verdict": verdict if complete[i] else "",
             }
         )
+    if any(row["verdict"] == "level" for row in found):
+        found[best]["verdict"] = "level"
     return found
 
 
@@ -205,16 +222,17 @@ def ranks(found):
     """Mean rank of each schedule over `Cell`s, the critical difference at 5 %, and the number of cells ranked.
 
     Ranked are the schedules that all cells have, in the cells where all their values are finite. Two schedules whose
-    mean ranks are closer than the critical difference are not told apart. Demsar (2006).
+    mean ranks are closer than the critical difference are not told apart; equal values share their ranks. Demsar
+    (2006).
     ValueError: no cell can be ranked.
     """
-    names = [name for name in (*SCHEDULES, "ours") if all(name in cell.schedules for cell in found)]
+    names = [name for name in (*SCHEDULES, *TUNED, "ours") if all(name in cell.schedules for cell in found)]
     table = []
     for cell in found:
-        means = np.log(np.maximum(cell.values, 1e-300)).mean(1)
+        means = _logs(cell).mean(1)
         values = np.array([means[cell.schedules.index(name)] for name in names])
         if np.isfinite(values).all():
-            table.append(values.argsort().argsort() + 1.0)
+            table.append(rankdata(values))
     count = len(table)
     if not count:
         raise ValueError("found holds no cell that has all schedules; measure more of them")

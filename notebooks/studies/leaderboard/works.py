@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from entropic import (
     ErrorCurve,
     GaussianMixture,
     deterministic_law,
+    edm_sigmas,
     gaussian_kl,
     gaussian_law,
     gaussian_w2,
@@ -23,8 +25,10 @@ from entropic.images import metrics
 from entropic.images.data import load_images, to_pixels, to_uint8
 from entropic.images.generate import generate, local_device
 from entropic.images.networks import load_network
-from studies.leaderboard.names import KL_OF_DATA, KL_OF_GENERATED, SOLVERS
-from studies.leaderboard.schedules import HIGH, LOW, RIVALS
+from entropic.solvers import HEUN
+from studies import scales
+from studies.leaderboard.names import KL_OF_DATA, KL_OF_GENERATED, PATH, PATH_RMS, SOLVERS, W2_OF_COMPONENTS
+from studies.leaderboard.schedules import HIGH, LOW, RIVALS, SCHEDULES, TUNED_FOR
 
 
 class Work(NamedTuple):
@@ -34,9 +38,10 @@ class Work(NamedTuple):
     curve: its error curve, whose directions have `multiplicity` dimensions each.
     variances, counts: the data's own spectrum and how often each variance occurs, (K,) each.
     denoiser(x, sigma), data(count, generator) -> (count, ...): what the searches among the rivals call.
-    measure(solver, sigmas, run): the distances of one run, a dictionary whose keys are `distances`.
+    measure(solver, sigmas, run): the distances of one run, a dictionary whose keys are `distances`. Where a schedule
+    begins at another level than HIGH, the states there are those at HIGH, scaled: noise of the level's deviation.
     runs: the number of seeds. floor: the distances of real data, a dictionary with the same keys, or empty.
-    schedules: names of the schedules that are worth measuring here; () means all.
+    schedules, solvers: names of those that are worth measuring here; () means all.
     """
 
     name: str
@@ -52,6 +57,53 @@ class Work(NamedTuple):
     runs: int = 1
     floor: Mapping = MappingProxyType({})
     schedules: tuple = ()
+    solvers: tuple = ()
+
+    def along_paths(self, denoiser, start, levels=128):
+        """The same problem, measured by path errors alone: a work of its own, with the same curve and searches.
+
+        denoiser(x, sigma), start(run) -> states at HIGH: what is walked, to convergence by `levels` levels of Heun.
+        Stochastic solvers have no path to end at.
+        """
+        return self._replace(
+            name=f"{self.name}, paths",
+            measure=_path_errors(denoiser, start, levels),
+            distances=(PATH, PATH_RMS),
+            solvers=_DETERMINISTIC,
+            floor=MappingProxyType({}),
+        )
+
+
+_DETERMINISTIC = tuple(name for name, solver in SOLVERS.items() if not solver.stochastic)
+
+
+def _path_errors(denoiser, start, levels):
+    """measure(solver, sigmas, run) of the distance from where Heun with many levels ends, from the same states.
+
+    The reference ends a tenth below LOW, so that its last step, to 0, is converged, too.
+    """
+
+    @functools.cache
+    def converged(run):
+        x = start(run)
+        return x, HEUN.sample(denoiser, x, edm_sigmas(levels, LOW / 10, HIGH))
+
+    def measure(solver, sigmas, run):
+        x, end = converged(run)
+        gap = (
+            (SOLVERS[solver].sample(denoiser, x * _scale(sigmas), sigmas) - end)
+            .flatten(1)
+            .norm(dim=1)
+            .double()
+        )
+        return {PATH: float(gap.mean()), PATH_RMS: float(gap.square().mean().sqrt())}
+
+    return measure
+
+
+def _scale(sigmas):
+    """What states at HIGH are multiplied by to begin at sigmas[0]."""
+    return float(sigmas[0]) / HIGH
 
 
 def _levels(count=96):
@@ -66,7 +118,9 @@ def gaussians():
 
     def work(name, variances):
         def measure(solver, sigmas, run):
-            made = gaussian_law(variances, sigmas, SOLVERS[solver].name, start="exact")
+            # The exact law at a level below HIGH would be a step that costs no call.
+            start = "exact" if sigmas[0] >= HIGH else "normal"
+            made = gaussian_law(variances, sigmas, SOLVERS[solver].name, start=start)
             return {
                 KL_OF_GENERATED: float(gaussian_kl(made, variances)),
                 "W2": float(gaussian_w2(variances, made)),
@@ -89,6 +143,12 @@ def gaussians():
             draw,
             measure,
             (KL_OF_GENERATED, "W2"),
+            # Each of these is made for KL or W2, too.
+            schedules=tuple(
+                name
+                for name in SCHEDULES
+                if not (name in TUNED_FOR or "fixed end" in name) or "0.75" not in name
+            ),
         )
 
     return [work(name, variances) for name, variances in spectra.items()]
@@ -139,17 +199,57 @@ def mixtures(widths=(0.05, 0.3), data_sets=20, components=15):
                     measure,
                     (KL_OF_DATA,),
                     # In one dimension the goals KL, W2 and alpha give the same schedule.
-                    schedules=(*RIVALS, "curve, KL", "curve, KL, recursion", "spectrum, KL"),
+                    schedules=tuple(name for name in SCHEDULES if name in RIVALS or "KL" in name.split(", ")),
                 )
             )
     return works
 
 
-def image_mixture(rank=None, samples=4000, curve_levels=48, curve_samples=256, reference=6000, source="full"):
+def varying_scale(paths=1000, curve_levels=48, curve_samples=256, levels=512):
+    """The eight models of `studies.scales`: the error along `paths` paths whose noises no search has seen."""
+
+    def work(name, model):
+        known = model.sample(4096, torch.Generator().manual_seed(2**21))
+        found = estimate(
+            model.denoiser, known, _levels(curve_levels), samples=curve_samples, common_noise=False
+        )
+
+        def start(run):
+            generator = torch.Generator().manual_seed(run)
+            x = model.sample(paths, generator)
+            return x + HIGH * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+        return Work(
+            f"varying scale, {name}",
+            "varying scale",
+            found.curve(),
+            None,
+            model.variances,
+            torch.ones_like(model.variances),
+            model.denoiser,
+            model.sample,
+            _path_errors(model.denoiser, start, levels),
+            (PATH, PATH_RMS),
+            solvers=_DETERMINISTIC,
+        )
+
+    return [work(name, model) for name, model in scales.models().items()]
+
+
+def image_mixture(
+    rank=None,
+    samples=4000,
+    curve_levels=48,
+    curve_samples=256,
+    reference=6000,
+    source="full",
+    paths=256,
+):
     """Ten Gaussians fitted to Fashion-MNIST, one for each class; their denoiser and moments are exact.
 
     They have full covariances, or, with `rank`, that many directions each and one variance for all other directions,
-    as on the page "Real images". Distances: Frechet's in pixels and in features of EfficientNet-Lite0.
+    as on the page "Real images". Distances: Frechet's in pixels and in features of EfficientNet-Lite0; and the error
+    along `paths` paths, a second work.
     """
     images = load_images("fashion-mnist", "train", source)
     x, labels = to_pixels(images.images, torch.float64).flatten(1), images.labels
@@ -185,28 +285,31 @@ def image_mixture(rank=None, samples=4000, curve_levels=48, curve_samples=256, r
             "FD-EffNetLite0": metrics.distance(features, real, allow_singular=True),
         }
 
-    def measure(solver, sigmas, run):
+    def start(run, count=samples):
         generator = torch.Generator().manual_seed(run)
-        x = mixture.sample(samples, generator)
-        x = x + HIGH * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        x = mixture.sample(count, generator)
+        return x + HIGH * torch.randn(x.shape, generator=generator, dtype=x.dtype), generator
+
+    def measure(solver, sigmas, run):
+        x, generator = start(run)
+        x = x * _scale(sigmas)
         return distances(SOLVERS[solver].sample(mixture.denoiser, x, sigmas, generator=generator))
 
-    return [
-        Work(
-            name,
-            name,
-            found.curve("own"),
-            torch.ones(len(variances), dtype=torch.float64),
-            variances[variances > 1e-12],
-            torch.ones(int((variances > 1e-12).sum()), dtype=torch.float64),
-            mixture.denoiser,
-            lambda n, generator: mixture.sample(n, generator),
-            measure,
-            ("pixel W2", "FD-EffNetLite0"),
-            runs=3,
-            floor=distances(mixture.sample(samples, torch.Generator().manual_seed(2**22))),
-        )
-    ]
+    work = Work(
+        name,
+        name,
+        found.curve("own"),
+        torch.ones(len(variances), dtype=torch.float64),
+        variances[variances > 1e-12],
+        torch.ones(int((variances > 1e-12).sum()), dtype=torch.float64),
+        mixture.denoiser,
+        lambda n, generator: mixture.sample(n, generator),
+        measure,
+        ("pixel W2", "FD-EffNetLite0"),
+        runs=3,
+        floor=distances(mixture.sample(samples, torch.Generator().manual_seed(2**22))),
+    )
+    return [work, work.along_paths(mixture.denoiser, lambda run: start(run, paths)[0])]
 
 
 def network(
@@ -216,8 +319,12 @@ def network(
     curve_samples=256,
     source="full",
     spaces=("fashion-classifier", "efficientnet-lite0"),
+    paths=256,
 ):
-    """The trained Fashion-MNIST network: Frechet distances in two feature spaces and in pixels."""
+    """The trained Fashion-MNIST network: Frechet distances in two feature spaces and in pixels.
+
+    And the error along `paths` paths, a second work.
+    """
     device = local_device()
     model = load_network(weights, device)
     train, test = (load_images("fashion-mnist", split, source) for split in ("train", "test"))
@@ -259,22 +366,102 @@ def network(
     def denoiser(x, sigma):
         return model(x.float(), sigma, label[torch.arange(len(x)) % 256]).to(x.dtype)
 
+    def start(run):
+        generator = torch.Generator().manual_seed(2**22 + run)
+        noise = torch.randn(paths, *x.shape[1:], generator=generator, dtype=torch.float64)
+        return (HIGH * noise).to(device)
+
+    work = Work(
+        "Fashion-MNIST network",
+        "Fashion-MNIST network",
+        found.curve("pca"),
+        basis.multiplicity,
+        basis.variance / basis.multiplicity,
+        basis.multiplicity,
+        denoiser,
+        lambda n, generator: x[torch.randperm(len(x), generator=generator)[:n]].double(),
+        measure,
+        ("pixel W2", *(metrics.EXTRACTORS[name].label for name in spaces)),
+        runs=3,
+        floor=distances(test.images[shuffled[:images]]),
+    )
+    return [work, work.along_paths(denoiser, start)]
+
+
+def galaxies(
+    names=("hsc-32", "ztf-32"),
+    own=1024,
+    images=300,
+    curve_levels=48,
+    curve_samples=64,
+    components=16,
+    paths=200,
+    levels=32,
+):
+    """Published networks of galaxies: distances from their own converged samples, and errors along paths.
+
+    Their training images are not public: "data" are `own` samples of the network, by Heun with `levels` levels. The
+    distance is Frechet's in the first principal components of these. No work is left where the package galaxygrad is
+    missing.
+    """
+    try:
+        from entropic.images.networks.galaxies import load_galaxies
+
+        networks = {name: load_galaxies(name, local_device()) for name in names}
+    except (ImportError, FileNotFoundError) as error:
+        print(f"galaxies: not run here, {error}")
+        return []
     return [
-        Work(
-            "Fashion-MNIST network",
-            "Fashion-MNIST network",
-            found.curve("pca"),
-            basis.multiplicity,
-            basis.variance / basis.multiplicity,
-            basis.multiplicity,
-            denoiser,
-            lambda n, generator: x[torch.randperm(len(x), generator=generator)[:n]].double(),
-            measure,
-            ("pixel W2", *(metrics.EXTRACTORS[name].label for name in spaces)),
-            runs=3,
-            floor=distances(test.images[shuffled[:images]]),
+        work
+        for name, model in networks.items()
+        for work in _galaxies(
+            name, model, own, images, curve_levels, curve_samples, components, paths, levels
         )
     ]
+
+
+def _galaxies(name, model, own, images, curve_levels, curve_samples, components, paths, levels):
+    def start(seed, count):
+        noise = torch.randn(count, *model.shape, generator=torch.Generator().manual_seed(seed))
+        return HIGH * noise.to(local_device())
+
+    def converged(x):
+        return HEUN.sample(model, x, edm_sigmas(levels, LOW, HIGH))
+
+    known = converged(start(2**21, own))
+    flat = known.flatten(1).double().cpu()
+    values, vectors = torch.linalg.eigh(torch.cov(flat.T))
+    values, axes = values.flip(0).clamp_min(0), vectors.flip(1)[:, :components]
+    found = estimate(model, known, _levels(curve_levels), samples=curve_samples, common_noise=False)
+    with warnings.catch_warnings():
+        # At high noise these networks err by more than the whole variance; the curve takes the variance there.
+        warnings.simplefilter("ignore", UserWarning)
+        curve = found.curve()
+
+    def distances(x):
+        parts = ((one.flatten(1).double().cpu() - flat.mean(0)) @ axes for one in (x, known))
+        return {W2_OF_COMPONENTS: metrics.distance(*parts, allow_singular=True)}
+
+    def measure(solver, sigmas, run):
+        x = start(2**22 + run, images) * _scale(sigmas)
+        generator = torch.Generator().manual_seed(2**23 + run)
+        return distances(SOLVERS[solver].sample(model, x, sigmas, generator=generator))
+
+    work = Work(
+        f"galaxies, {name}",
+        f"galaxies, {name}",
+        curve,
+        None,
+        values[values > 1e-12],
+        torch.ones(int((values > 1e-12).sum()), dtype=torch.float64),
+        model,
+        lambda n, generator: known[torch.randperm(own, generator=generator)[:n]],
+        measure,
+        (W2_OF_COMPONENTS,),
+        runs=3,
+        floor=distances(converged(start(2**24, images))),
+    )
+    return [work, work.along_paths(model, lambda run: start(2**25 + run, paths))]
 
 
 WORKS = {
@@ -282,7 +469,9 @@ WORKS = {
     "mixtures": mixtures,
     "mixtures-wider": functools.partial(mixtures, widths=(0.1, 0.5)),
     "points": functools.partial(mixtures, widths=(0.0,)),
+    "varying-scale": varying_scale,
     "image-mixture": image_mixture,
     "image-mixture-low-rank": functools.partial(image_mixture, rank=16),
     "network": network,
+    "galaxies": galaxies,
 }
