@@ -6,7 +6,7 @@ solver's step of length h in sigma errs by C h^(p + 1) relative to the standard 
 depends on u alone (`Solver.leading_error`). The errors of the n steps, each weighed by the share of it that is left
 at sigma = 0, add up to E_i, and a grid minimises sum_i w_i E_i^2.
 
-Three ways lead to a grid.
+A denoiser at hand gives a grid measured on its own paths (`entropic.paths`). Three ways lead from a curve to a grid.
 
     density    the limit of many steps: the points g per log sigma satisfy g^(p + 1) proportional to
                sum_i w_i E_i |k(u_i)|, where E_i is the integral of |k(u_i)| / g^p over log sigma
@@ -15,30 +15,39 @@ Three ways lead to a grid.
                solver, which have either sign, may not cancel
 
 On a long power law c_k^2 = k^-a the best density is g proportional to sigma^(1 / rho) with
-rho = (2 p + 1) / (2 alpha - 2 / a): EDM's family (rho = infinity: uniform in log sigma). The paper's rescaled time has
-g proportional to sigma^(1 - 2 / a) there, if a > 1: the best for a first-order solver at alpha = 3/2 - 2/a.
+rho = (2 p + 1) / (2 alpha - 2 / a), as long as -2 < (p + 1) (2 alpha - 2 / a) / (2 p + 1) < 2: EDM's family
+(rho = infinity: uniform in log sigma). Beyond that the exponent stays where the condition ends (DDIM: 1 / rho = 1).
+The paper's rescaled time has g proportional to sigma^(1 - 2 / a) there, if a > 1: the best for a first-order solver at
+alpha = 3/2 - 2/a.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from entropic import _check
+from entropic import _check, paths
+from entropic.adapters import rows_of, tensors_of
 from entropic.curve import ErrorCurve
-from entropic.gaussian import Goal, Weighted, goal_of, implied_spectrum, misfit, spectrum
+from entropic.estimate import estimate
+from entropic.gaussian import W2, Goal, Weighted, goal_of, implied_spectrum, misfit, spectrum
 from entropic.progress import progress_bar
 from entropic.schedules import arctan_sigmas, edm_sigmas, ending_in_zero, log_sigmas, time_sigmas
 from entropic.solvers import Solver, find_solver
 from entropic.times import Time, cumulative, spline_increments
-from entropic.types import Numbers
+from entropic.types import Denoiser, Numbers
 
 __all__ = ["DEFAULT", "METHODS", "Plan", "Policy", "gaussian_optimal_sigmas", "plan", "solver_aware_sigmas"]
 
-METHODS = ("auto", "density", "recursion", "robust")
+METHODS = ("auto", "measured", "density", "recursion", "robust")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,31 +85,40 @@ DEFAULT = Policy()
 class Plan:
     """A grid and how it was chosen.
 
-    sigmas (n + 1,) descend to 0. method: "density", "recursion" or "robust". goal: the distance that the grid
-    minimises. solver: its name. misfit: of the curve to the nearest Gaussian spectrum, None where it was not asked.
-    spread: of log c in a robust search, else None. evidence: what the choice rests on, in words.
+    sigmas (n + 1,) descend to 0. method: "measured", "density", "recursion" or "robust". goal: the distance that the
+    grid minimises, None for a measured one. solver: its name. misfit: of the curve to the nearest Gaussian spectrum,
+    None where it was not asked. spread: of log c in a robust search, else None. evidence: what the choice rests on, in
+    words. errors: of a measured grid, by name ("EDM", "log", "recursion", "measured"), how far each pilot ended from
+    its converged end, (P,); else empty. calls: of the denoiser, one for each row, that the choice took.
     """
 
     sigmas: torch.Tensor
     method: str
-    goal: Goal
+    goal: Goal | None
     solver: str
     misfit: float | None
     spread: float | None
     evidence: str
+    errors: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    calls: int = 0
 
     def __repr__(self):
+        goal = "" if self.goal is None else f", goal {self.goal}"
         return (
             f"Plan({len(self.sigmas) - 1} levels from {self.sigmas[0]:.4g} to {self.sigmas[-2]:.4g}, then 0; "
-            f"method {self.method}, solver {self.solver}, goal {self.goal}; explain() says why)"
+            f"method {self.method}, solver {self.solver}{goal}; explain() says why)"
         )
 
     def explain(self) -> str:
         """The choice in a few lines of text."""
+        goal = "" if self.goal is None else f", goal {self.goal}"
         lines = [
-            f"{len(self.sigmas) - 1} levels for {self.solver}, method {self.method}, goal {self.goal}.",
+            f"{len(self.sigmas) - 1} levels for {self.solver}, method {self.method}{goal}.",
             self.evidence,
         ]
+        for name, misses in self.errors.items():
+            share = misses.mean() / self.errors["EDM"].mean()
+            lines.append(f"{name}: mean distance {misses.mean():.4g}, {share:.3g} of EDM's.")
         if self.misfit is not None:
             lines.append(f"Misfit to the nearest Gaussian spectrum: {self.misfit:.3g}.")
         if self.spread is not None:
@@ -110,43 +128,100 @@ class Plan:
 
 def plan(
     n: int,
-    curve: ErrorCurve,
+    source: ErrorCurve | Denoiser,
     solver: str | Solver = "ddim",
     goal: Goal | None = None,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     *,
-    multiplicity: Numbers | None = None,
     method: str = "auto",
+    free_start: bool | None = None,
+    free_end: bool | None = None,
+    multiplicity: Numbers | None = None,
     spread: float | None = None,
-    free_end: bool = False,
     policy: Policy = DEFAULT,
+    x: torch.Tensor | None = None,
+    labels: Any = None,
+    curve: ErrorCurve | None = None,
+    calls: int | None = None,
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    batch: int | None = None,
+    store: str | os.PathLike[str] | None = None,
+    tag: str = "",
 ) -> Plan:
-    """The `Plan` of n levels, then 0, that suit a solver and a goal, from an `ErrorCurve` that covers their range.
+    """The `Plan` of n levels, then 0, that suit a solver: from measured paths of a denoiser, or from an `ErrorCurve`.
 
-    solver: a name or a `Solver`. goal: `KL`, `W2` or `Weighted(alpha)`; Weighted(policy.alpha) unless given.
-    sigma_min, sigma_max: the curve's own ends unless given. Where the curve has `directions`, the density takes each
-    bin for a direction of variance V_i / m_i, its `multiplicity` (m,) the number of its dimensions (see `Basis`; 1
-    unless given); noise in u_i counts at low sigma, where 1 - u_i is small. Else the directions are those of the
-    implied spectrum, but for data of one dimension (curve.dim = 1), whose direction is known. free_end: the last level
-    is free, at sigma_min or above, in a search; a density always ends at sigma_min.
+    source: a denoiser(x, sigma), or (x, sigma, labels), gives a grid measured on its own paths; a curve gives one by
+    calculation, without a call. solver: a name or a `Solver`. sigma_min, sigma_max: the source's own ends unless given
+    (0.002 and 80 where a denoiser has none). free_end: whether the last level is free, at sigma_min or above; it is,
+    unless sigma_min is given. A density always ends at sigma_min. free_start: of measured paths, whether the first
+    level is free, at sigma_max or below; it is, unless sigma_max is given. The sampler then starts from noise of that
+    level, sigmas[0] * torch.randn(...), as samplers do.
 
-    method "recursion": the best grid of the implied spectrum, of the total error only. "robust": the same search,
-    where each implied c is log-normal, exp(s N(0, 1)) times as large, s the `spread` (policy.spread * sqrt(misfit)
-    unless given); for a multistep solver the sum over steps of its squared errors is added, 2 s^2 times, and no step
-    is much shorter than others. "density": the best density for many steps, in milliseconds. "auto": for solvers of
-    first order, or for fewer than policy.hedged levels, the recursion, else the robust search; the density for more
-    than policy.few levels and where no spectrum fits.
+    **A denoiser** (method "measured", see `entropic.paths`): x (P, ...) are pilot noises, states at sigma_max in the
+    sampler's dtype, sigma_max * torch.randn(32, ...); 16 to 32 do. labels: of the pilots, a row for each. The grid has
+    the least mean distance between where the pilots end and where they converge, and never a larger one than EDM's
+    grid. `Plan.errors` holds these distances for each grid that the search began at, and its own: on other noises the
+    gain is somewhat smaller. calls: the most calls of the denoiser, each row one call; 512 n, or 8192 for n <= 16,
+    unless given. As many rows of x are used as leave calls for the search. curve: of the denoiser; measured from the
+    pilots' own ends unless given. transform, batch, store, tag: see `entropic.paths.measure`. The goal of a path is
+    its end, so that no `goal` is taken. A stochastic solver has no path to converge to, and gets the recursion of the
+    measured curve, for the `goal`.
+
+    **A curve**: goal is `KL`, `W2` or `Weighted(alpha)`; Weighted(policy.alpha) unless given. Where the curve has
+    `directions`, the density takes each bin for a direction of variance V_i / m_i, its `multiplicity` (m,) the number
+    of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low sigma, where 1 - u_i is small. Else the
+    directions are those of the implied spectrum, but for data of one dimension (curve.dim = 1), whose direction is
+    known. Method "recursion": the best grid of the implied spectrum, of the total error only. "robust": the same
+    search, where each implied c is log-normal, exp(s N(0, 1)) times as large, s the `spread` (policy.spread *
+    sqrt(misfit) unless given); for a multistep solver the sum over steps of its squared errors is added, 2 s^2 times,
+    and no step is much shorter than others. "density": the best density for many steps, in milliseconds. "auto": for
+    solvers of first order, or for fewer than policy.hedged levels, the recursion, else the robust search; the density
+    for more than policy.few levels and where no spectrum fits.
 
     ValueError: n < 2, a bad range, one that the curve does not cover, an unknown solver, goal or method, a curve that
-    lacks what is needed.
+    lacks what is needed, options of the other kind of source, pilots that are no states at sigma_max, too few calls,
+    a denoiser that returns NaN or another shape.
     """
     n, solver = _check.integer("n", n, 2), find_solver(solver)
-    goal = Weighted(policy.alpha) if goal is None else goal
+    goal_given, goal = goal is not None, Weighted(policy.alpha) if goal is None else goal
     if not hasattr(goal, "of_ratios"):
         raise ValueError(f"goal = {goal!r}; pass KL, W2 or Weighted(alpha)")
     if method not in METHODS:
         raise ValueError(f"method = {method!r}; use one of {', '.join(METHODS)}")
+    if not isinstance(source, ErrorCurve):
+        if not callable(source):
+            raise ValueError(f"source is a {type(source).__name__}; pass an ErrorCurve or a denoiser")
+        if method not in ("auto", "measured") or spread is not None or multiplicity is not None:
+            raise ValueError(
+                f"method = {method!r}, spread = {spread}, multiplicity = {multiplicity} with a denoiser, whose paths "
+                'are measured; pass an ErrorCurve as the source, or method "measured" alone'
+            )
+        if goal_given and not solver.stochastic:
+            raise ValueError(
+                f"goal = {goal!r} with a denoiser; where its paths end is measured by distance, or by that of a "
+                "`transform`: leave the goal out, or pass an ErrorCurve"
+            )
+        low, high = _range_of(source, curve, sigma_min, sigma_max)
+        free = [
+            given is None if one is None else bool(one)
+            for one, given in ((free_start, sigma_max), (free_end, sigma_min))
+        ]
+        measuring = {"labels": labels, "transform": transform, "batch": batch, "store": store, "tag": tag}
+        return _measured(n, source, solver, goal, low, high, free, x, curve, calls, measuring)
+    given = {"x": x, "labels": labels, "curve": curve, "calls": calls, "transform": transform, "batch": batch}
+    given |= {
+        "store": store,
+        "tag": tag or None,
+        "free_start": free_start,
+        "method": method if method == "measured" else None,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is given, but the source is an ErrorCurve, which has no paths; pass a denoiser"
+            )
+    curve, free_end = source, sigma_min is None if free_end is None else bool(free_end)
     if spread is not None:
         if method != "robust":
             raise ValueError(f'spread = {spread}, but method = {method!r}; only "robust" has one')
@@ -178,6 +253,114 @@ def plan(
     else:
         sigmas = _search(data, _Deviation(data, solver, goal), n, solver, goal, low, high, free_end)
     return Plan(sigmas, method, goal, solver.name, found, spread, why)
+
+
+_LEVELS = 24  # of the curve that is measured from the pilots' own ends
+_RANGE = 0.002, 80.0  # of a denoiser that does not tell its own
+_PILOTS = 8  # with fewer, cross-validation says nothing
+
+
+def _range_of(denoiser, curve, sigma_min, sigma_max):
+    """The ends: as given, or the denoiser's own, or the defaults where its own are 0 or infinite; inside the curve."""
+    ends = []
+    for name, given, default in zip(("sigma_min", "sigma_max"), (sigma_min, sigma_max), _RANGE, strict=True):
+        own = getattr(denoiser, name, None)
+        own = float(own) if own is not None and 0 < float(own) < math.inf else default
+        ends.append(own if given is None else given)
+    low, high = _check.sigma_range(*ends)
+    if curve is not None:
+        if not isinstance(curve, ErrorCurve):
+            raise ValueError(f"curve is a {type(curve).__name__}; pass an ErrorCurve, or leave it out")
+        low = max(low, curve.sigma[0].item()) if sigma_min is None else low
+        _covered(curve, low, high)
+    return low, high
+
+
+def _measured(n, denoiser, solver, goal, low, high, free, x, curve, calls, measuring):
+    """`plan` of a denoiser; `free`: the first and the last level."""
+    free_start, free_end = free
+    calls = 512 * max(n, 16) if calls is None else _check.integer("calls", calls, 1)
+    x, labels = _pilots(x, measuring["labels"], high)
+    converged = max(paths.SEARCH.reference, 4 * n) + (_LEVELS if curve is None else 0)
+    if not solver.stochastic:
+        # Three starts, one J, which takes half a walk for each of its moves, and four steps.
+        walks = 3 + min(n - 1, paths.SEARCH.hats) / 2 + 4
+        most = int(calls / (converged + walks * solver.calls(n)))
+        if len(x) > most:
+            rows = max(_PILOTS, most)
+            x, labels = x[:rows], None if labels is None else rows_of(labels, slice(0, rows))
+    measuring |= {"labels": labels}
+
+    def own_curve(ends):
+        if curve is not None:
+            return curve, 0
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of an error above the data's variance: the curve takes the bound
+            store = None if measuring["store"] is None else Path(measuring["store"]) / "curve.npz"
+            found = estimate(
+                denoiser,
+                ends,
+                log_sigmas(_LEVELS, low, high)[:-1].flip(0),
+                labels=labels,
+                samples=len(ends),
+                batch=measuring["batch"] or len(ends),
+                common_noise=False,
+                store=store,
+                tag=measuring["tag"],
+            ).curve()
+        return found, _LEVELS * len(ends)
+
+    if solver.stochastic:
+        ends, spent = paths.converged(denoiser, x, edm_sigmas(64, low, high), **measuring)
+        found, more = own_curve(ends)
+        by_curve = plan(n, found, solver, goal, low, high, method="recursion", free_end=free_end)
+        return dataclasses.replace(by_curve, evidence=_LAW, calls=spent + more)
+
+    def starts(ends):
+        found, spent = own_curve(ends)
+        data = implied_spectrum(found)
+        best = _search(data, _Deviation(data, solver, W2), n, solver, W2, low, high, free_end)
+        grids = {"EDM": edm_sigmas(n, low, high), "log": log_sigmas(n, low, high), "recursion": best}
+        return grids, spent
+
+    measuring |= {"fixed_start": not free_start, "fixed_end": not free_end}
+    found = paths.measure(denoiser, solver, x, starts, low, high, calls, n=n, **measuring)
+    mean = {name: misses.mean().item() for name, misses in found.errors.items()}
+    why = (
+        f"Measured on {len(x)} pilots with {found.calls:,} calls of the denoiser: the mean distance from where they "
+        f"converge is {mean['measured']:.3g}, with EDM's levels {mean['EDM']:.3g}."
+    )
+    return Plan(found.sigmas, "measured", None, solver.name, None, None, why, found.errors, found.calls)
+
+
+_LAW = (
+    "A stochastic solver has no path to converge to: this is the recursion for the error curve measured from the "
+    "pilots' own ends."
+)
+
+
+def _pilots(x, labels, high):
+    """The pilots and their labels, checked."""
+    if not isinstance(x, torch.Tensor) or x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
+        found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else repr(x)
+        raise ValueError(
+            f"x = {found}; pass pilot noises, a float32 or float64 tensor (P, ...): sigma_max * torch.randn(32, ...)"
+        )
+    _check.check_finite("x", x)
+    if len(x) < _PILOTS:
+        raise ValueError(f"x has {len(x)} rows; pass {_PILOTS} pilots or more, say 32")
+    scale = x.detach().double().square().mean().sqrt().item()
+    if scale < high / 2:
+        raise ValueError(
+            f"x has root mean square {scale:.3g}, but sigma_max = {high:.4g}; pass states at sigma_max, sigma_max "
+            "times standard normal noise"
+        )
+    for name, tensor in tensors_of(labels, "labels").items():
+        if tensor.shape[:1] != x.shape[:1]:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; x has {len(x)} rows")
+    return x.detach(), labels
 
 
 _GIVEN = "The method was named by the caller."
@@ -221,7 +404,7 @@ def solver_aware_sigmas(
     multiplicity: Numbers | None = None,
     method: str = "auto",
     spread: float | None = None,
-    free_end: bool = False,
+    free_end: bool | None = None,
 ) -> torch.Tensor:
     """The levels of `plan`, (n + 1,): the short form, with the goal as a metric.
 
