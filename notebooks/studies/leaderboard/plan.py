@@ -13,7 +13,7 @@ _FEATURES = (
     *RIVALS,
     *(name for name in TUNED_FOR if not name.endswith("KL")),
     *("curve, 0.5", "curve, 0.75", "curve, 0.75, recursion", "curve, 0.75, fixed end"),
-    *("curve, W2", "curve, W2, fixed end"),
+    *("curve, W2", "curve, W2, fixed end", "measured"),
 )
 # At 32 calls on images: the rivals that lead with the same solvers at 16 calls.
 _LEADING = {
@@ -48,7 +48,7 @@ PLAN = (
     ("network", [4, 16], None, 1, _FEATURES),
     ("galaxies", [5, 8, 9, 16], None, 1, _FEATURES),
     *(
-        (name, [32], solvers, 1, ("EDM", "rescaled", *few, "curve, 0.75", "curve, W2"))
+        (name, [32], solvers, 1, ("EDM", "rescaled", *few, "curve, 0.75", "curve, W2", "measured"))
         for name in ("image-mixture", "network")
         for solvers, few in _LEADING.items()
     ),

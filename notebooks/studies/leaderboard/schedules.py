@@ -6,7 +6,7 @@ import torch
 
 from entropic import rivals
 from entropic.gaussian import implied_spectrum
-from entropic.placement import gaussian_optimal_sigmas, solver_aware_sigmas
+from entropic.placement import gaussian_optimal_sigmas, plan, solver_aware_sigmas
 from entropic.schedules import (
     cosine_sigmas,
     edm_sigmas,
@@ -53,6 +53,18 @@ def _spectrum(work, n, solver, metric="kl", alpha=None):
         multiplicity=work.counts,
         free_end=True,
     )
+
+
+def _measured(work, n, solver):
+    """Ours, from the solver's own paths: of pilots whose noises no work is measured on."""
+    if SOLVERS[solver].stochastic:
+        raise ValueError(f"solver = {solver!r}: a stochastic solver has no path to measure")
+    generator = torch.Generator().manual_seed(2**20)
+    x = work.data(32, generator)
+    x = x + HIGH * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    ends = {"sigma_min": LOW, "sigma_max": HIGH, "free_start": True, "free_end": True}
+    found = plan(n, work.denoiser, SOLVERS[solver], x=x, curve=work.curve, **ends)
+    return rivals.Placed(found.sigmas, found.calls)
 
 
 def _tuned(work, n, solver, rho=7.0, metric="kl", alpha=None):
@@ -139,6 +151,7 @@ for _goal in ("KL", "0.75", "W2"):
     OURS[f"curve, {_goal}, fixed end"] = functools.partial(_aware, free_end=False, **GOALS[_goal])
 OURS["curve, KL, recursion"] = functools.partial(_recursion, metric="kl")
 OURS["curve, 0.75, recursion"] = functools.partial(_recursion, alpha=0.75)
+OURS["measured"] = _measured
 SCHEDULES = RIVALS | TUNED_FOR | OURS
 
 
