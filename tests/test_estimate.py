@@ -597,7 +597,7 @@ def test_a_network_that_errs_by_more_than_the_variance_of_the_data_gets_no_grid_
         n = find_solver(solver).levels(calls)
         ratio = {}
         for name, each in (("raw", raw), ("cut", cut)):
-            sigmas = plan(n, each, solver).sigmas
+            sigmas = plan(n, each, solver, free_end=False).sigmas
             ratio[name] = gaussian_deviation(
                 variances, sigmas, solver, alpha=DEFAULT.alpha
             ) / gaussian_deviation(variances, edm_sigmas(n), solver, alpha=DEFAULT.alpha)

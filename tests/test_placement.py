@@ -453,7 +453,7 @@ def test_gain_of_the_recursion_over_the_density_at_few_steps(decay, n):
     curve = gaussian_curve(v)
     share = {}
     for solver in SOLVERS:
-        few = solver_aware_sigmas(curve, n, solver, "w2", method="recursion")
+        few = solver_aware_sigmas(curve, n, solver, "w2", method="recursion", free_end=False)
         many = solver_aware_sigmas(curve, n, solver, "w2", method="density")
         share[solver] = (
             gaussian_deviation(v, few, solver, "w2") / gaussian_deviation(v, many, solver, "w2")
@@ -847,13 +847,18 @@ def test_the_range_is_the_curve_s_own_unless_given():
     curve = ErrorCurve(sigma, 3 / (1 + sigma**-2), dim=3)
     ends = sigma[-1].item(), sigma[0].item()
     for method in ("density", "recursion", "robust", "auto"):
-        chosen = plan(5, curve, "heun", method=method).sigmas
+        chosen = plan(5, curve, "heun", method=method, free_end=False).sigmas
         assert (chosen[0].item(), chosen[-2].item()) == ends
         assert torch.equal(
             chosen, plan(5, curve, "heun", sigma_min=ends[1], sigma_max=ends[0], method=method).sigmas
         )
-        assert torch.equal(chosen, solver_aware_sigmas(curve, 5, "heun", alpha=DEFAULT.alpha, method=method))
-    chosen = plan(5, curve, "heun", sigma_max=10.0).sigmas  # one end, and the curve's other one
+        # An end that is not named is free, in a search; a density ends at the curve's.
+        free = plan(5, curve, "heun", method=method).sigmas
+        assert free[-2] == ends[1] if method == "density" else free[-2] > 2 * ends[1]
+        same = {"sigma_min": ends[1], "sigma_max": ends[0], "free_end": True, "method": method}
+        assert torch.equal(free, plan(5, curve, "heun", **same).sigmas)
+        assert torch.equal(free, solver_aware_sigmas(curve, 5, "heun", alpha=DEFAULT.alpha, method=method))
+    chosen = plan(5, curve, "heun", sigma_max=10.0, free_end=False).sigmas  # one end, and the curve's other one
     assert (chosen[0].item(), chosen[-2].item()) == (10.0, ends[1])
     chosen = plan(5, curve, "heun", sigma_min=0.1, free_end=True).sigmas
     assert chosen[0].item() == ends[0] and chosen[-2] >= 0.1
