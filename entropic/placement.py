@@ -118,7 +118,8 @@ class Plan:
         ]
         for name, misses in self.errors.items():
             share = misses.mean() / self.errors["EDM"].mean()
-            lines.append(f"{name}: mean distance {misses.mean():.4g}, {share:.3g} of EDM's.")
+            told = "" if name == "EDM" else f", {share:.3g} times EDM's"
+            lines.append(f"{name}: mean distance {misses.mean():.3g}{told}.")
         if self.misfit is not None:
             lines.append(f"Misfit to the nearest Gaussian spectrum: {self.misfit:.3g}.")
         if self.spread is not None:
