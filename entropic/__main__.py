@@ -175,7 +175,7 @@ def _add_goal(add):
     add(
         "--free-end",
         action="store_true",
-        help="choose the last level, too, at sigma_min or above: for few steps",
+        help="choose the last level, too, at sigma_min or above; solver-aware does, unless --sigma-min is given",
     )
     add(
         "--explain",

@@ -385,37 +385,37 @@ class _Fit:
 
     def cross_validated(self, folds):
         """(z, the share of the mean length that is left on pilots that z was not fitted to), with the best ridge."""
-        pilots = np.arange(len(self.slopes))
-        fold = pilots % min(folds, len(pilots))
+        count = len(self.slopes)
+        fold = np.arange(count) % min(folds, count)
         weights = 1 / np.maximum(np.sqrt(self.lengths2), self.floor)
         unit = np.einsum("p,pii->", weights / weights.sum(), self.squares) / self.slopes.shape[1]
-        unit = max(unit, 1e-300)  # where no level moves any end, none is moved
+        ridges = max(unit, 1e-300) * self._RIDGES  # where no level moves any end, none is moved
+        others = (
+            fold != np.arange(fold.max() + 1)[:, None]
+        )  # (folds, P): the pilots that each fold is fitted to
         left = []
-        for ridge in unit * self._RIDGES:
-            left.append(
-                sum(
-                    self._lengths(self._solved(pilots[fold != one], ridge), pilots[fold == one]).sum()
-                    for one in range(fold.max() + 1)
-                )
-            )
+        for ridge in ridges:
+            lengths = self._lengths(self._solved(others, ridge))
+            left.append(lengths[~others].sum())
         best = int(np.argmin(left))
-        return self._solved(pilots, unit * self._RIDGES[best]), left[best] / self._lengths(0.0, pilots).sum()
+        z = self._solved(np.ones((1, count), bool), ridges[best])[0]
+        return z, left[best] / self._lengths(np.zeros((1, len(z)))).sum()
 
-    def _lengths(self, z, pilots):
-        """|r_p + J_p z| (P,)."""
-        z = np.zeros(self.slopes.shape[1]) + z
-        squared = self.lengths2[pilots] + 2 * self.slopes[pilots] @ z
-        squared = squared + np.einsum("i,pij,j->p", z, self.squares[pilots], z)
+    def _lengths(self, z):
+        """|r_p + J_p z| (F, P) of F changes z (F, k)."""
+        squared = self.lengths2 + 2 * z @ self.slopes.T
+        squared = squared + (np.tensordot(z, self.squares, (1, 1)) * z[:, None]).sum(2)
         return np.sqrt(np.maximum(squared, self.floor**2))
 
-    def _solved(self, pilots, ridge):
-        z = np.zeros(self.slopes.shape[1])
+    def _solved(self, chosen, ridge):
+        """The best change for each choice of pilots (F, P), (F, k)."""
+        z = np.zeros((len(chosen), self.slopes.shape[1]))
         for _ in range(self._ROUNDS):
-            weights = 1 / self._lengths(z, pilots)
-            weights /= weights.sum()
-            matrix = np.tensordot(weights, self.squares[pilots], 1) + ridge * np.eye(len(z))
-            z = -np.linalg.solve(matrix, weights @ self.slopes[pilots])
-            z *= min(1.0, self.trust / max(np.abs(z).max(), 1e-300))
+            weights = chosen / self._lengths(z)
+            weights /= weights.sum(1, keepdims=True)
+            matrix = np.tensordot(weights, self.squares, 1) + ridge * np.eye(z.shape[1])
+            z = -np.linalg.solve(matrix, (weights @ self.slopes)[..., None])[..., 0]
+            z *= np.minimum(1.0, self.trust / np.maximum(np.abs(z).max(1, keepdims=True), 1e-300))
         return z
 
 

@@ -73,7 +73,7 @@ def test_from_a_network_to_a_grid_in_three_commands(capsys, folder):
         capsys, "place", "-n", 6, "--curve", "curve.npz", "--solver", "Euler", "--out", "grid.json"
     ).out
     sigmas = torch.tensor([float(line) for line in printed.split()], dtype=F64)
-    assert torch.equal(sigmas, plan(6, found, "ddim", sigma_min=0.002, sigma_max=80.0).sigmas)
+    assert torch.equal(sigmas, plan(6, found, "ddim").sigmas)
     assert torch.equal(load_schedule("grid.json")[0], sigmas)
 
     flow = run(capsys, "convert", "grid.json", "--format", "flow").out

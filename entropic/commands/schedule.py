@@ -108,9 +108,12 @@ def _solver_aware(arguments, data, low, high, told):
     if arguments.metric is None and alpha is None:
         alpha = placement.DEFAULT.alpha
     n, solver, metric = arguments.n, arguments.solver, arguments.metric or "w2"
-    options = {"multiplicity": data.multiplicity, "free_end": arguments.free_end}
-    told |= {"solver": solver, "metric": arguments.metric, "alpha": alpha, "free_end": arguments.free_end}
-    if arguments.name == "solver-aware":
+    aware = arguments.name == "solver-aware"
+    # As in the functions: a solver-aware grid's last level is free unless it is given.
+    free_end = arguments.free_end or (aware and arguments.sigma_min is None)
+    options = {"multiplicity": data.multiplicity, "free_end": free_end}
+    told |= {"solver": solver, "metric": arguments.metric, "alpha": alpha, "free_end": free_end}
+    if aware:
         chosen = placement.plan(n, data.curve, solver, goal_of(metric, alpha), low, high, **options)
         if arguments.explain:
             print(chosen.explain(), file=sys.stderr)
