@@ -415,7 +415,7 @@ class _Fit:
             weights /= weights.sum(1, keepdims=True)
             matrix = np.tensordot(weights, self.squares, 1) + ridge * np.eye(z.shape[1])
             z = -np.linalg.solve(matrix, (weights @ self.slopes)[..., None])[..., 0]
-            z *= np.minimum(1.0, self.trust / np.maximum(np.abs(z).max(1, keepdims=True), 1e-300))
+            z *= np.minimum(1.0, self.trust / np.maximum(np.abs(z).max(1, keepdims=True), 1e-100))
         return z
 
 
