@@ -89,17 +89,47 @@ def _add_estimate(commands):
 def _add_place(commands):
     command = commands.add_parser(
         "place",
-        help="print the grid of n levels that suits a solver and an error curve",
-        description="Print the grid of n levels that suits a solver and an error curve (schedule solver-aware).",
+        help="print the grid of n levels that suits a solver, and a network or an error curve",
+        description="Print the grid of n levels that suits a solver. Give one source: --network or --denoiser, on "
+        "whose own paths the grid is measured, or --curve, from which one is worked out without a call of the network.",
     )
-    absent = {"variances": None, "preset": None}
-    command.set_defaults(module="entropic.commands.schedule", name="solver-aware", **absent)
-    command.add_argument("-n", type=int, required=True, help="levels above 0")
-    command.add_argument(
-        "--curve", metavar="FILE.npz", required=True, help="an error curve: entropic estimate makes one"
+    command.set_defaults(module="entropic.commands.place")
+    add = command.add_argument
+    add("-n", type=int, required=True, help="levels above 0")
+    add("--network", choices=("fashion-mnist",), help="a network of this package")
+    add(
+        "--denoiser",
+        metavar="MODULE:NAME",
+        help="a callable (x, sigma) or (x, sigma, labels) of a module of yours",
     )
-    _add_goal(command.add_argument)
-    _add_output(command.add_argument)
+    add("--data", metavar="FILE", help="for --denoiser: x (N, ...) in a .npy, or x and labels in a .npz")
+    add("--shape", metavar="C,H,W", help="for --denoiser, in place of --data: the shape of a state")
+    add("--curve", metavar="FILE.npz", help="an error curve: entropic estimate makes one")
+    _add_measured(add)
+    _add_goal(add)
+    _add_output(add, "the source's")
+
+
+def _add_measured(add):
+    """What belongs to a network alone; absent unless given, so that it can be refused beside a curve."""
+    add(
+        "--pilots",
+        type=int,
+        help="of a network: noises that are walked, with labels drawn at random (default 32)",
+    )
+    add(
+        "--calls",
+        type=int,
+        help="of a network: the most calls, each row one (default 512 a level, at least 8192)",
+    )
+    add("--seed", type=int, help="of a network: of the pilots (default 0)")
+    add("--batch", type=int, help="of a network: pilots at a time (default: all)")
+    add("--device", help="of a network: cpu, cuda, ... (default cpu)")
+    add(
+        "--store",
+        metavar="FOLDER",
+        help="of a network: keeps what was walked, so that a stopped search goes on",
+    )
 
 
 def _add_convert(commands):
@@ -145,7 +175,7 @@ def _add_goal(add):
     add(
         "--free-end",
         action="store_true",
-        help="choose the last level, too, at sigma_min or above: for few steps",
+        help="choose the last level, too, at sigma_min or above; solver-aware does, unless --sigma-min is given",
     )
     add(
         "--explain",
@@ -154,11 +184,9 @@ def _add_goal(add):
     )
 
 
-def _add_output(add):
-    add(
-        "--sigma-min", type=float, metavar="S", help="default: the curve's lowest level, or 0.002 without one"
-    )
-    add("--sigma-max", type=float, metavar="S", help="default: the curve's highest level, or 80 without one")
+def _add_output(add, whose="the curve's"):
+    add("--sigma-min", type=float, metavar="S", help=f"default: {whose} lowest level, or 0.002 without one")
+    add("--sigma-max", type=float, metavar="S", help=f"default: {whose} highest level, or 80 without one")
     add("--out", metavar="FILE.json", help="also save it, with its provenance, for load_schedule")
     _add_format(add)
 

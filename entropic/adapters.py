@@ -26,6 +26,7 @@ __all__ = [
     "from_flow",
     "from_score",
     "from_v",
+    "labels_of",
     "rows_of",
     "tensors_of",
     "to_comfy",
@@ -247,6 +248,21 @@ def _plain(value):
 def rows_of(labels, rows):
     """`labels` of the given rows alone, nested as they were; rows is an index of the first dimension of each tensor."""
     return _mapped(lambda tensor: tensor[rows.to(tensor.device) if torch.is_tensor(rows) else rows], labels)
+
+
+def labels_of(labels, x):
+    """`labels` of the rows of x, numbers in a list or array as a tensor. ValueError: not a row for each row of x."""
+    if isinstance(labels, np.ndarray) or (isinstance(labels, list) and not tensors_of(labels, "labels")):
+        try:
+            labels = torch.as_tensor(labels, device=x.device)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"labels are not numbers ({error}); pass a tensor with a row for each of x"
+            ) from error
+    for name, tensor in tensors_of(labels, "labels").items():
+        if tensor.shape[:1] != x.shape[:1]:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; x has {len(x)} rows")
+    return labels
 
 
 def tensors_of(labels, name):

@@ -11,12 +11,12 @@ import torch
 from tqdm import tqdm
 
 from entropic._check import as_float64, ascending, check_finite, check_scale, integer, positive
-from entropic.adapters import rows_of, tensors_of
+from entropic.adapters import labels_of, rows_of, tensors_of
 from entropic.curve import ErrorCurve, eps2_from_edm_loss
 from entropic.files import ArrayStore
 from entropic.identity import content_sha256
 
-__all__ = ["Estimate", "curve_from_logvar", "curve_from_training_log", "estimate"]
+__all__ = ["Estimate", "curve_from_logvar", "curve_from_training_log", "estimate", "told_by"]
 
 
 class Estimate(NamedTuple):
@@ -137,16 +137,7 @@ def estimate(
     seed = integer("seed", seed, 0)
     if samples > len(x):
         raise ValueError(f"samples = {samples}; x has only {len(x)} rows to draw from without replacement")
-    if isinstance(labels, np.ndarray) or (isinstance(labels, list) and not tensors_of(labels, "labels")):
-        try:
-            labels = torch.as_tensor(labels, device=x.device)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"labels are not numbers ({error}); pass a tensor with a row for each of x"
-            ) from error
-    for name, tensor in tensors_of(labels, "labels").items():
-        if tensor.shape[:1] != x.shape[:1]:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; x has {len(x)} rows")
+    labels = labels_of(labels, x)
     bases = {} if bases is None else dict(bases)
 
     levels = len(sigma)
@@ -163,7 +154,7 @@ def estimate(
         "common_noise": bool(common_noise),
         "x": _fingerprint("x", x, draws),
         "labels": _labels(labels, draws),
-        "tag": _told(denoiser, tag, store),
+        "tag": told_by(denoiser, tag, store),
     }
     store = ArrayStore(store, key, state, probes=probes, what="an estimate")
 
@@ -430,8 +421,8 @@ def _error_at(denoiser, x, rows, noise, sigma, labels):
     return error, squared
 
 
-def _told(denoiser, tag, store):
-    """What the store knows the denoiser by."""
+def told_by(denoiser, tag, store):
+    """What a store knows a denoiser by: its content, or the `tag` that names it; the tag where `store` is None."""
     if not isinstance(tag, str):
         raise ValueError(f"tag = {tag!r}; pass text, say the sha256 of the denoiser's weights")
     if tag or store is None:

@@ -34,7 +34,8 @@ import numpy as np
 import torch
 
 from entropic import _check
-from entropic.adapters import rows_of, tensors_of
+from entropic.adapters import rows_of
+from entropic.estimate import told_by
 from entropic.files import keep_arrays, load_arrays
 from entropic.identity import content_sha256
 from entropic.progress import progress_bar
@@ -42,7 +43,9 @@ from entropic.schedules import edm_sigmas, ending_in_zero
 from entropic.solvers import DPMPP_2M, Solver
 from entropic.types import Denoiser
 
-__all__ = ["SEARCH", "Measured", "Search", "measure"]
+__all__ = ["RANGE", "SEARCH", "Measured", "Search", "converged", "measure", "range_of"]
+
+RANGE = 0.002, 80.0  # of a denoiser that does not tell its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +103,15 @@ def measure(
     """The grid of n levels from sigma_max whose ends come nearest to the converged ones.
 
     x (P, ...): the pilots, states at sigma_max, float32 or float64. starts(ends) -> (grids (n + 1,) by name, the calls
-    that they took), from the converged ends (P, ...). The last level moves above sigma_min, or stays where
-    `fixed_end`. calls: the most calls of the denoiser, counted by rows, with those of targets and starts. transform: a
-    map of ends (P, ...) to (P, ...), where the distance is taken, such as features of images; none unless given.
-    batch: rows that the denoiser sees at once. store: a folder that keeps the end of each walk, so that a stopped
-    search goes on to the same grid; it knows x, labels and the denoiser by content, or by a `tag` of it.
-    ValueError: too few calls, a denoiser or transform that returns NaN or another number of rows; else as `plan`.
+    that they took), from the converged ends (P, ...). The first level moves below sigma_max, or stays where
+    `fixed_start`, the last above sigma_min, or stays where `fixed_end`. calls: of the denoiser, counted by rows, those
+    of targets and starts among them; the search takes no more, but targets and starts are walked in any case.
+    transform: a map of ends (P, ...) to (P, ...), where the distance is taken, such as features of images; none unless
+    given. batch: rows that the denoiser sees at once. store: a folder that keeps the end of each walk, so that a
+    stopped search goes on to the same grid; it may serve several searches, since it knows x, labels and the denoiser by
+    content, or by a `tag` of it.
+    ValueError: a denoiser or transform that returns NaN or another number of rows; a denoiser that cannot be told by
+    content, with a store and no tag.
     """
     walks = _Walks(denoiser, x, sigma_max, labels, batch, store, tag)
     levels = edm_sigmas(max(search.reference, 4 * n), sigma_min, sigma_max)
@@ -114,39 +120,41 @@ def measure(
         target = walks.walk(DPMPP_2M, levels[:-1].log().numpy()).end
         grids, spent = starts(target.clone())
         walks.count(spent)
-        least = walks.calls + len(grids) * len(x) * solver.calls(n)
-        if least > calls:
-            raise ValueError(
-                f"calls = {calls}; the targets of {len(x)} pilots and the {len(grids)} starts take {least}, and a "
-                "search some more: raise it, or pass fewer rows of x"
-            )
         climb = _Climb(walks, solver, n, target, transform, calls, search)
         climb.begin({name: grid[:-1].log().numpy() for name, grid in grids.items()})
         climb.ascend(None if fixed_end else math.log(sigma_min), None if fixed_start else math.log(sigma_max))
     best = climb.best
-    if best.name in grids:
-        sigmas = grids[best.name].clone()
-    else:
-        sigmas = torch.from_numpy(np.exp(best.logs))
-        if fixed_start:
-            sigmas[0] = sigma_max  # not to rounding
-        if fixed_end:
-            sigmas[-1] = sigma_min
-        sigmas = ending_in_zero(sigmas)
+    sigmas = grids[best.name][:-1] if best.name in grids else torch.from_numpy(np.exp(best.logs))
+    sigmas = sigmas.clamp(sigma_min, sigma_max)  # which a logarithm and its exponential miss by rounding
+    if fixed_start:
+        sigmas[0] = sigma_max
+    if fixed_end:
+        sigmas[-1] = sigma_min
+    sigmas = ending_in_zero(sigmas)
     return Measured(sigmas, climb.errors | {"measured": best.misses.norm(dim=1)}, walks.calls)
 
 
-def converged(denoiser, x, sigmas, *, labels=None, transform=None, batch=None, store=None, tag=""):
+def converged(denoiser, x, sigmas, *, labels=None, batch=None, store=None, tag=""):
     """(where pilots x (P, ...) converge, the calls that it took), by DPM-Solver++(2M) over fine `sigmas`."""
     walks = _Walks(denoiser, x, float(sigmas[0]), labels, batch, store, tag)
     return walks.walk(DPMPP_2M, sigmas[:-1].log().numpy()).end, walks.calls
 
 
+def range_of(denoiser, sigma_min=None, sigma_max=None):
+    """(sigma_min, sigma_max): as given, or the denoiser's own, or those of RANGE where its own are 0 or infinite."""
+    ends = []
+    for name, given, default in zip(("sigma_min", "sigma_max"), (sigma_min, sigma_max), RANGE, strict=True):
+        own = getattr(denoiser, name, None)
+        own = float(own) if own is not None and 0 < float(own) < math.inf else default
+        ends.append(own if given is None else given)
+    return _check.sigma_range(*ends)
+
+
 class _Walk(NamedTuple):
-    end: torch.Tensor  # (P, ...)
-    states: (
-        list[Any] | None
-    )  # of each level: (x, past, denoised) when the step from it began; None if read from a store
+    """end: (P, ...). states: (x, past, denoised) where each step began; None where the end was read from a store."""
+
+    end: torch.Tensor
+    states: list[Any] | None
 
 
 class _Walks:
@@ -156,14 +164,13 @@ class _Walks:
     """
 
     def __init__(self, denoiser, x, sigma_max, labels, batch, store, tag):
-        self.denoiser, self.x, self.sigma_max, self.labels = denoiser, x, sigma_max, labels
+        self.denoiser, self.x, self.sigma_max, self.labels = denoiser, x.detach(), sigma_max, labels
         self.batch = len(x) if batch is None else _check.integer("batch", batch, 1)
         self.calls, self.told = 0, lambda count: None
         self.store = None if store is None else Path(store)
         if self.store is not None:
-            known = tag or content_sha256(denoiser, "denoiser")
-            parts = {"x": x, **tensors_of(labels, "labels")}
-            self.key = [known, {name: content_sha256(part, name) for name, part in parts.items()}]
+            told = told_by(denoiser, tag, store)
+            self.key = [told, content_sha256(x.detach(), "x"), content_sha256(labels, "labels"), sigma_max]
 
     def count(self, calls):
         self.calls += calls
@@ -178,8 +185,10 @@ class _Walks:
         kept = self._kept(solver, logs)
         if kept is not None and kept.exists():
             try:
-                return _Walk(torch.from_numpy(load_arrays(kept)["end"]).to(self.x), None)
-            except (KeyError, ValueError) as error:
+                return _Walk(
+                    torch.from_numpy(load_arrays(kept)["end"]).to(self.x).reshape(self.x.shape), None
+                )
+            except (KeyError, OSError, RuntimeError, ValueError) as error:
                 warnings.warn(f"{kept} is damaged and is computed anew ({error})", stacklevel=5)
         found = self._walk(solver, logs, begin, at)
         if kept is not None:
@@ -209,7 +218,7 @@ class _Walks:
     @torch.no_grad()
     def _denoise(self, x, sigma):
         found = []
-        for rows in torch.arange(len(x)).split(self.batch):
+        for rows in torch.arange(len(x), device="cpu").split(self.batch):
             given = () if self.labels is None else (rows_of(self.labels, rows),)
             part = x[rows.to(x.device)]
             answer = self.denoiser(part.clone(), sigma, *given)
@@ -294,13 +303,17 @@ class _Climb:
         misses = self._mapped(walk.end) - self.target
         return _Place(logs, walk.states, misses, misses.norm(dim=1).mean().item(), name)
 
+    @torch.no_grad()
     def _mapped(self, ends):
         found = self.transform(ends.clone())
-        if not isinstance(found, torch.Tensor) or found.shape[:1] != ends.shape[:1]:
+        whole = isinstance(found, torch.Tensor) and found.shape[:1] == ends.shape[:1] and found.numel()
+        if not whole or found.is_complex():
+            told = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)
             raise ValueError(
-                f"transform returned a {type(found).__name__} for {len(ends)} ends; it must return a tensor (P, ...)"
+                f"transform returned {told} for {len(ends)} ends; it must return real numbers, a tensor (P, ...)"
             )
-        return _check.check_finite("what transform returned", found.detach().flatten(1).double().cpu())
+        found = found.reshape(len(ends), -1).double().cpu()
+        return _check.check_finite("what transform returned", found)
 
     def _cost(self):
         """Calls of the next J."""
@@ -345,8 +358,10 @@ class _Climb:
         slopes = torch.einsum("pdi,pd->pi", changes, here.misses).numpy() @ inner
         fit = _Fit(squares, slopes, here.misses.square().sum(1).numpy(), trust)
         change, promised = fit.cross_validated(self.search.folds)
-        first = here.logs[0] if self.high is None else min(here.logs[0] + change[0], self.high)
-        last = here.logs[-1]
+        first, last = here.logs[0], here.logs[-1]
+        if self.high is not None:  # at most half way down to where the levels end
+            bottom = last if self.low is None else self.low
+            first = min(max(first + change[0], (first + bottom) / 2), self.high)
         new = gaps * np.exp(change[1:])
         if self.low is not None:
             last = max(first - new.sum(), self.low)
@@ -370,36 +385,37 @@ class _Fit:
 
     def cross_validated(self, folds):
         """(z, the share of the mean length that is left on pilots that z was not fitted to), with the best ridge."""
-        pilots = np.arange(len(self.slopes))
-        fold = pilots % min(folds, len(pilots))
+        count = len(self.slopes)
+        fold = np.arange(count) % min(folds, count)
         weights = 1 / np.maximum(np.sqrt(self.lengths2), self.floor)
         unit = np.einsum("p,pii->", weights / weights.sum(), self.squares) / self.slopes.shape[1]
+        ridges = max(unit, 1e-300) * self._RIDGES  # where no level moves any end, none is moved
+        others = (
+            fold != np.arange(fold.max() + 1)[:, None]
+        )  # (folds, P): the pilots that each fold is fitted to
         left = []
-        for ridge in unit * self._RIDGES:
-            left.append(
-                sum(
-                    self._lengths(self._solved(pilots[fold != one], ridge), pilots[fold == one]).sum()
-                    for one in range(fold.max() + 1)
-                )
-            )
+        for ridge in ridges:
+            lengths = self._lengths(self._solved(others, ridge))
+            left.append(lengths[~others].sum())
         best = int(np.argmin(left))
-        return self._solved(pilots, unit * self._RIDGES[best]), left[best] / self._lengths(0.0, pilots).sum()
+        z = self._solved(np.ones((1, count), bool), ridges[best])[0]
+        return z, left[best] / self._lengths(np.zeros((1, len(z)))).sum()
 
-    def _lengths(self, z, pilots):
-        """|r_p + J_p z| (P,)."""
-        z = np.zeros(self.slopes.shape[1]) + z
-        squared = self.lengths2[pilots] + 2 * self.slopes[pilots] @ z
-        squared = squared + np.einsum("i,pij,j->p", z, self.squares[pilots], z)
+    def _lengths(self, z):
+        """|r_p + J_p z| (F, P) of F changes z (F, k)."""
+        squared = self.lengths2 + 2 * z @ self.slopes.T
+        squared = squared + (np.tensordot(z, self.squares, (1, 1)) * z[:, None]).sum(2)
         return np.sqrt(np.maximum(squared, self.floor**2))
 
-    def _solved(self, pilots, ridge):
-        z = np.zeros(self.slopes.shape[1])
+    def _solved(self, chosen, ridge):
+        """The best change for each choice of pilots (F, P), (F, k)."""
+        z = np.zeros((len(chosen), self.slopes.shape[1]))
         for _ in range(self._ROUNDS):
-            weights = 1 / self._lengths(z, pilots)
-            weights /= weights.sum()
-            matrix = np.tensordot(weights, self.squares[pilots], 1) + ridge * np.eye(len(z))
-            z = -np.linalg.solve(matrix, weights @ self.slopes[pilots])
-            z *= min(1.0, self.trust / max(np.abs(z).max(), 1e-300))
+            weights = chosen / self._lengths(z)
+            weights /= weights.sum(1, keepdims=True)
+            matrix = np.tensordot(weights, self.squares, 1) + ridge * np.eye(z.shape[1])
+            z = -np.linalg.solve(matrix, (weights @ self.slopes)[..., None])[..., 0]
+            z *= np.minimum(1.0, self.trust / np.maximum(np.abs(z).max(1, keepdims=True), 1e-100))
         return z
 
 

@@ -35,10 +35,11 @@ import numpy as np
 import torch
 
 from entropic import _check, paths
-from entropic.adapters import rows_of, tensors_of
+from entropic.adapters import labels_of, rows_of
 from entropic.curve import ErrorCurve
-from entropic.estimate import estimate
+from entropic.estimate import estimate, told_by
 from entropic.gaussian import W2, Goal, Weighted, goal_of, implied_spectrum, misfit, spectrum
+from entropic.identity import content_sha256
 from entropic.progress import progress_bar
 from entropic.schedules import arctan_sigmas, edm_sigmas, ending_in_zero, log_sigmas, time_sigmas
 from entropic.solvers import Solver, find_solver
@@ -117,9 +118,9 @@ class Plan:
             self.evidence,
         ]
         for name, misses in self.errors.items():
-            share = misses.mean() / self.errors["EDM"].mean()
-            told = "" if name == "EDM" else f", {share:.3g} times EDM's"
-            lines.append(f"{name}: mean distance {misses.mean():.3g}{told}.")
+            mean, edm = misses.mean().item(), self.errors["EDM"].mean().item()
+            share = f", {mean / edm:.3g} times EDM's" if name != "EDM" and edm > 0 else ""
+            lines.append(f"{name}: mean distance {mean:.3g}{share}.")
         if self.misfit is not None:
             lines.append(f"Misfit to the nearest Gaussian spectrum: {self.misfit:.3g}.")
         if self.spread is not None:
@@ -257,18 +258,12 @@ def plan(
 
 
 _LEVELS = 24  # of the curve that is measured from the pilots' own ends
-_RANGE = 0.002, 80.0  # of a denoiser that does not tell its own
 _PILOTS = 8  # with fewer, cross-validation says nothing
 
 
 def _range_of(denoiser, curve, sigma_min, sigma_max):
-    """The ends: as given, or the denoiser's own, or the defaults where its own are 0 or infinite; inside the curve."""
-    ends = []
-    for name, given, default in zip(("sigma_min", "sigma_max"), (sigma_min, sigma_max), _RANGE, strict=True):
-        own = getattr(denoiser, name, None)
-        own = float(own) if own is not None and 0 < float(own) < math.inf else default
-        ends.append(own if given is None else given)
-    low, high = _check.sigma_range(*ends)
+    """`entropic.paths.range_of` the denoiser, inside the curve."""
+    low, high = paths.range_of(denoiser, sigma_min, sigma_max)
     if curve is not None:
         if not isinstance(curve, ErrorCurve):
             raise ValueError(f"curve is a {type(curve).__name__}; pass an ErrorCurve, or leave it out")
@@ -282,38 +277,48 @@ def _measured(n, denoiser, solver, goal, low, high, free, x, curve, calls, measu
     free_start, free_end = free
     calls = 512 * max(n, 16) if calls is None else _check.integer("calls", calls, 1)
     x, labels = _pilots(x, measuring["labels"], high)
-    converged = max(paths.SEARCH.reference, 4 * n) + (_LEVELS if curve is None else 0)
-    if not solver.stochastic:
-        # Three starts, one J, which takes half a walk for each of its moves, and four steps.
-        walks = 3 + min(n - 1, paths.SEARCH.hats) / 2 + 4
-        most = int(calls / (converged + walks * solver.calls(n)))
-        if len(x) > most:
-            rows = max(_PILOTS, most)
-            x, labels = x[:rows], None if labels is None else rows_of(labels, slice(0, rows))
+    each = (64 if solver.stochastic else max(paths.SEARCH.reference, 4 * n)) + (
+        _LEVELS if curve is None else 0
+    )
+    least = each if solver.stochastic else each + 3 * solver.calls(n)
+    # Beside targets, curve and three starts: one J, which takes half a walk for each of its moves, and four steps.
+    search = 0 if solver.stochastic else (min(n - 1, paths.SEARCH.hats) / 2 + 4) * solver.calls(n)
+    rows = min(len(x), max(_PILOTS, int(calls / (least + search))))
+    if rows * least > calls:
+        raise ValueError(
+            f"calls = {calls}; the converged ends, the curve and the starts of {rows} pilots take {rows * least:,}, "
+            f"and a search some more: pass {math.ceil(_PILOTS * (least + search)):,} or more"
+        )
+    x, labels = x[:rows], None if labels is None else rows_of(labels, slice(0, rows))
     measuring |= {"labels": labels}
 
     def own_curve(ends):
         if curve is not None:
             return curve, 0
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of an error above the data's variance: the curve takes the bound
-            store = None if measuring["store"] is None else Path(measuring["store"]) / "curve.npz"
-            found = estimate(
-                denoiser,
-                ends,
-                log_sigmas(_LEVELS, low, high)[:-1].flip(0),
-                labels=labels,
-                samples=len(ends),
-                batch=measuring["batch"] or len(ends),
-                common_noise=False,
-                store=store,
-                tag=measuring["tag"],
-            ).curve()
-        return found, _LEVELS * len(ends)
+        store = measuring["store"]
+        if store is not None:
+            about = [told_by(denoiser, measuring["tag"], store), ends, labels, low, high]
+            store = Path(store) / f"{content_sha256(about, 'the pilots')[:32]}.npz"
+        found = estimate(
+            denoiser,
+            ends,
+            log_sigmas(_LEVELS, low, high)[:-1].flip(0),
+            labels=labels,
+            samples=len(ends),
+            batch=measuring["batch"] or len(ends),
+            common_noise=False,
+            store=store,
+            tag=measuring["tag"],
+        )
+        with warnings.catch_warnings():  # of an error above the data's variance: the curve takes the bound
+            warnings.simplefilter("ignore")
+            return found.curve(), _LEVELS * len(ends)
 
     if solver.stochastic:
+        if measuring.pop("transform") is not None:
+            raise ValueError(
+                "transform is given, but a stochastic solver has no paths that end somewhere; leave it out"
+            )
         ends, spent = paths.converged(denoiser, x, edm_sigmas(64, low, high), **measuring)
         found, more = own_curve(ends)
         by_curve = plan(n, found, solver, goal, low, high, method="recursion", free_end=free_end)
@@ -353,15 +358,12 @@ def _pilots(x, labels, high):
     if len(x) < _PILOTS:
         raise ValueError(f"x has {len(x)} rows; pass {_PILOTS} pilots or more, say 32")
     scale = x.detach().double().square().mean().sqrt().item()
-    if scale < high / 2:
+    if not high / 2 <= scale <= 2 * high:
         raise ValueError(
             f"x has root mean square {scale:.3g}, but sigma_max = {high:.4g}; pass states at sigma_max, sigma_max "
             "times standard normal noise"
         )
-    for name, tensor in tensors_of(labels, "labels").items():
-        if tensor.shape[:1] != x.shape[:1]:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; x has {len(x)} rows")
-    return x.detach(), labels
+    return x.detach(), labels_of(labels, x)
 
 
 _GIVEN = "The method was named by the caller."

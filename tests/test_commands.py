@@ -73,7 +73,7 @@ def test_from_a_network_to_a_grid_in_three_commands(capsys, folder):
         capsys, "place", "-n", 6, "--curve", "curve.npz", "--solver", "Euler", "--out", "grid.json"
     ).out
     sigmas = torch.tensor([float(line) for line in printed.split()], dtype=F64)
-    assert torch.equal(sigmas, plan(6, found, "ddim", sigma_min=0.002, sigma_max=80.0).sigmas)
+    assert torch.equal(sigmas, plan(6, found, "ddim").sigmas)
     assert torch.equal(load_schedule("grid.json")[0], sigmas)
 
     flow = run(capsys, "convert", "grid.json", "--format", "flow").out
@@ -112,6 +112,83 @@ def test_the_network_of_this_package(capsys, tmp_path):
     words = ["--levels", 4, "--samples", 2, "--out", tmp_path / "shipped.npz"]
     run(capsys, "estimate", "--network", "fashion-mnist", *words)
     assert load_curve(tmp_path / "shipped.npz").curve.dim == 784
+
+
+PLACE = ["place", "-n", 3, "--solver", "heun"]
+
+
+def test_a_grid_measured_on_a_network_of_ones_own(capsys, folder):
+    """The command draws the pilots from its seed, in the data's type, and labels of rows of the data."""
+    name, _ = folder
+    words = [*PLACE, "--denoiser", f"{name}:ranged", "--calls", 2000, "--explain", "--out", "grid.json"]
+    said = run(capsys, *words, "--data", "x.npy", "--pilots", 12, "--seed", 7)
+    noise = torch.randn(12, 3, generator=torch.Generator().manual_seed(7), dtype=F64)
+    found = plan(3, __import__(name).ranged, "heun", x=20 * noise, calls=2000)
+    assert [float(line) for line in said.out.split()] == found.sigmas.tolist()
+    assert found.explain() in said.err and found.method == "measured"
+    sigmas, told = load_schedule("grid.json")
+    assert torch.equal(sigmas, found.sigmas)
+    assert told["network"] == f"{name}:ranged" and told["data"] == "x.npy" and told["solver"] == "heun"
+    assert (told["pilots"], told["seed"], told["calls"]) == (12, 7, found.calls)
+    means = {one: found.errors[one].mean().item() for one in ("EDM", "measured")}
+    assert told["mean_errors"] == means and means["measured"] < means["EDM"]
+
+    plain = run(capsys, *words, "--shape", "3", "--pilots", 12).out
+    kept = run(capsys, *words, "--shape", "3", "--pilots", 12, "--batch", 12, "--store", "walks").out
+    assert kept == plain != said.out and len(list(Path("walks").iterdir())) > 4
+    given = [*PLACE, "--denoiser", f"{name}:own", "--calls", 2000, "--data", "both.npz", "--pilots", 12]
+    levels = run(capsys, *given, "--sigma-min", 0.1, "--sigma-max", 10).out.split()
+    assert (float(levels[0]), float(levels[-2])) == (10.0, 0.1)
+    levels = run(capsys, *given, "--sigma-min", 0.01, "--sigma-max", 10, "--free-end").out.split()
+    assert float(levels[0]) == 10.0 and float(levels[-2]) > 0.01
+
+
+def test_more_pilots_than_the_calls_allow_are_not_told_as_used(capsys, folder):
+    name, _ = folder
+    words = ["--denoiser", f"{name}:ranged", "--shape", "3", "--calls", 1500, "--out", "grid.json"]
+    run(capsys, *PLACE, *words, "--pilots", 1000)
+    told = load_schedule("grid.json")[1]
+    assert 8 <= told["pilots"] < 20 and told["calls"] <= 1500
+    run(capsys, *PLACE[:3], "--solver", "euler_ancestral", *words, "--alpha", 1, "--pilots", 1000)
+    told = load_schedule("grid.json")[1]
+    assert told["schedule"] == "recursion" and told["goal"] == "Weighted(alpha=1.0)" and told["calls"] <= 1500
+
+
+def test_a_grid_measured_on_the_network_of_this_package(capsys, tmp_path):
+    words = ["--network", "fashion-mnist", "--pilots", 8, "--calls", 1100, "--out", tmp_path / "g.json"]
+    printed = run(capsys, *PLACE, *words).out
+    told = load_schedule(tmp_path / "g.json")[1]
+    assert len(printed.split()) == 4 and told["network"] == "fashion-mnist" and told["calls"] <= 1100
+    assert told["mean_errors"]["measured"] <= told["mean_errors"]["EDM"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "pass one of --network, --denoiser and --curve, not 0"),
+        (["--network", "fashion-mnist", "--curve", "c.npz"], "not 2"),
+        (["--curve", "c.npz", "--pilots", 9], "--pilots belongs to a network or denoiser"),
+        (["--curve", "c.npz", "--store", "s"], "--store belongs to a network or denoiser"),
+        (["--network", "fashion-mnist", "--data", "x.npy"], "--data belongs to --denoiser"),
+        (["--network", "fashion-mnist", "--shape", "3"], "--shape belongs to --denoiser"),
+        (["--denoiser", "json:loads"], "either --data FILE"),
+        (["--denoiser", "json:loads", "--data", "x.npy", "--shape", "3"], "either --data FILE"),
+        (["--denoiser", "json:loads", "--shape", "3,-1"], "shape = '3,-1'"),
+        (["--denoiser", "json:nothing", "--shape", "3"], "MODULE:NAME"),
+        (["--denoiser", "MINE:own", "--shape", "3", "--pilots", 3], "pass 8 pilots or more"),
+        (["--denoiser", "MINE:own", "--shape", "3", "--calls", 9], "calls = 9"),
+        (["--denoiser", "MINE:own", "--shape", "3", "--metric", "kl"], "goal = KL with a denoiser"),
+        (["--denoiser", "MINE:own", "--shape", "3", "--metric", "kl", "--alpha", 1], "both given"),
+        (["--denoiser", "MINE:own", "--shape", "3", "--device", "nonsense"], "cannot be had"),
+        (["--denoiser", "MINE:own", "--shape", "3", "--seed", -1], "seed = -1"),
+        (["--denoiser", "MINE:own", "--shape", "3", "--batch", 0], "batch = 0"),
+        (["--denoiser", "MINE:own", "--shape", "3", "-n", 1], "n = 1"),
+    ],
+)
+def test_what_no_grid_can_be_measured_on_is_named(capsys, folder, words, said):
+    words = [str(word).replace("MINE", folder[0]) for word in words]
+    assert said in refused(capsys, *PLACE, *words)
+    assert "place needs --solver" in refused(capsys, "place", "-n", 3, "--network", "fashion-mnist")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

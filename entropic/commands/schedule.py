@@ -1,4 +1,4 @@
-"""`entropic schedule NAME -n 16 ...` and `entropic place -n 16 ...`: the sigmas of a schedule, for use anywhere."""
+"""`entropic schedule NAME -n 16 ...`: the sigmas of a schedule, for use anywhere."""
 
 import io
 import math
@@ -41,11 +41,16 @@ def run(arguments):
     print(formatted(sigmas, told, arguments.format), flush=True)
 
 
+def check_n(n):
+    """n; ValueError where it is no number of levels."""
+    if _check.integer("n", n, 2) > _MOST:
+        raise ValueError(f"n = {n}; no sampler takes more than {_MOST} steps")
+    return n
+
+
 def _made(arguments):
     """(sigmas, provenance) of the command line."""
-    name, n = arguments.name, _check.integer("n", arguments.n, 2)
-    if n > _MOST:
-        raise ValueError(f"n = {n}; no sampler takes more than {_MOST} steps")
+    name, n = arguments.name, check_n(arguments.n)
     low, high = arguments.sigma_min, arguments.sigma_max
     if arguments.curve is None:
         low, high = _check.sigma_range(low, high, _EDM_RANGE)
@@ -103,9 +108,12 @@ def _solver_aware(arguments, data, low, high, told):
     if arguments.metric is None and alpha is None:
         alpha = placement.DEFAULT.alpha
     n, solver, metric = arguments.n, arguments.solver, arguments.metric or "w2"
-    options = {"multiplicity": data.multiplicity, "free_end": arguments.free_end}
-    told |= {"solver": solver, "metric": arguments.metric, "alpha": alpha, "free_end": arguments.free_end}
-    if arguments.name == "solver-aware":
+    aware = arguments.name == "solver-aware"
+    # As in the functions: a solver-aware grid's last level is free unless it is given.
+    free_end = arguments.free_end or (aware and arguments.sigma_min is None)
+    options = {"multiplicity": data.multiplicity, "free_end": free_end}
+    told |= {"solver": solver, "metric": arguments.metric, "alpha": alpha, "free_end": free_end}
+    if aware:
         chosen = placement.plan(n, data.curve, solver, goal_of(metric, alpha), low, high, **options)
         if arguments.explain:
             print(chosen.explain(), file=sys.stderr)
