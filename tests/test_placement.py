@@ -858,7 +858,9 @@ def test_the_range_is_the_curve_s_own_unless_given():
         same = {"sigma_min": ends[1], "sigma_max": ends[0], "free_end": True, "method": method}
         assert torch.equal(free, plan(5, curve, "heun", **same).sigmas)
         assert torch.equal(free, solver_aware_sigmas(curve, 5, "heun", alpha=DEFAULT.alpha, method=method))
-    chosen = plan(5, curve, "heun", sigma_max=10.0, free_end=False).sigmas  # one end, and the curve's other one
+    chosen = plan(
+        5, curve, "heun", sigma_max=10.0, free_end=False
+    ).sigmas  # one end, and the curve's other one
     assert (chosen[0].item(), chosen[-2].item()) == (10.0, ends[1])
     chosen = plan(5, curve, "heun", sigma_min=0.1, free_end=True).sigmas
     assert chosen[0].item() == ends[0] and chosen[-2] >= 0.1
