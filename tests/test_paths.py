@@ -235,7 +235,7 @@ def test_no_pilots_end_farther_than_with_edm_s_levels(name, solver):
     found = plan(4, scale_models()[name].denoiser, solver, x=pilots(8, 64), calls=1400)
     means = {name: errors.mean() for name, errors in found.errors.items()}
     assert list(means) == ["EDM", "log", "recursion", "measured"] and min(means.values()) == means["measured"]
-    assert f"{means['measured']:.4g}, {means['measured'] / means['EDM']:.3g} of EDM's" in found.explain()
+    assert f"{means['measured']:.3g}, {means['measured'] / means['EDM']:.3g} times EDM's" in found.explain()
     # the distances that are told are those of the grid that is returned
     walked = SOLVERS[solver].sample(
         scale_models()[name].denoiser, pilots(8, 64) * (found.sigmas[0] / 80), found.sigmas
