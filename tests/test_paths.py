@@ -208,7 +208,7 @@ def scale_models():
 @pytest.mark.parametrize(
     ("name", "solver", "n", "share"),
     [
-        # means over two draws of pilots: 0.166, 0.077, 0.17, 0.68, 0.39, 0.18, 0.53; a quarter more is allowed
+        # over EDM's, means of two draws of pilots: 0.166, 0.077, 0.20, 0.65, 0.53; a quarter or more is allowed on top
         ("isotropic, spread 0.5", "dpmpp_2m", 9, 0.21),
         ("isotropic, spread 0.5", "heun", 5, 0.10),
         ("power law, spread 0.5", "heun", 9, 0.25),
@@ -229,8 +229,7 @@ def test_other_noises_end_nearer_than_with_edm_s_levels(name, solver, n, share):
     assert ours < share * edm
 
 
-@pytest.mark.parametrize("name", ["blobs", "sparse waves", "isotropic, spread 1"])
-@pytest.mark.parametrize("solver", ["heun", "dpmpp_2m"])
+@pytest.mark.parametrize(("name", "solver"), [("blobs", "heun"), ("sparse waves", "dpmpp_2m")])
 def test_no_pilots_end_farther_than_with_edm_s_levels(name, solver):
     found = plan(4, scale_models()[name].denoiser, solver, x=pilots(8, 64), calls=1400)
     means = {name: errors.mean() for name, errors in found.errors.items()}
@@ -294,14 +293,15 @@ def test_too_few_calls_are_told_before_one_is_made():
     assert plan(5, modes, "ddim_stochastic", x=pilots(200), calls=3000).calls <= 3000
 
 
-@pytest.mark.parametrize("ends", [(0.002, 80.0), (5.0, 80.0), (60.0, 80.0)])
+@pytest.mark.parametrize("ends", [(5.0, 80.0), (60.0, 80.0)])
 @pytest.mark.parametrize("n", [2, 4])
-@pytest.mark.parametrize("fixed", itertools.product((True, False), repeat=2))
+@pytest.mark.parametrize("fixed", [(True, False), (False, True), (False, False)])
 def test_the_ends_are_where_they_were_asked_to_be(n, ends, fixed):
     low, high = ends
     grids = {"EDM": edm_sigmas(n, *ends), "log": log_sigmas(n, *ends)}
+    walked = []
     sigmas = measure(
-        modes,
+        lambda x, sigma: walked.append(sigma) or modes(x, sigma),
         DPMPP_2M,
         pilots(8),
         lambda _: (grids, 0),
@@ -312,6 +312,7 @@ def test_the_ends_are_where_they_were_asked_to_be(n, ends, fixed):
         fixed_end=fixed[1],
     ).sigmas
     assert low <= sigmas[-2] and sigmas[0] <= high and (sigmas.diff() < 0).all() and len(sigmas) == n + 1
+    assert low * (1 - 1e-12) < min(walked) and max(walked) < high * (1 + 1e-12)
     assert (sigmas[0] == high or not fixed[0]) and (sigmas[-2] == low or not fixed[1])
 
 
@@ -378,6 +379,7 @@ def _one_buffer(x, sigma):
 
 
 def _with_a_graph(x, sigma):
+    assert not torch.is_grad_enabled()
     with torch.enable_grad():
         return MODES.denoiser(x, sigma) * torch.ones(2, dtype=F64, requires_grad=True)
 
@@ -393,13 +395,11 @@ def test_batches_labels_and_types_change_rounding_alone():
     number = torch.arange(12)
 
     def asks(x, sigma, labels):
-        first = (
-            labels["a"] if isinstance(labels, dict) else labels[0] if isinstance(labels, tuple) else labels
-        )
+        first = labels["a"][0] if isinstance(labels, dict) else labels
         assert torch.is_tensor(first) and len(first) == len(x)
         return MODES.denoiser(x, sigma)
 
-    for labels in ({"a": number, "w": 2.0}, (number, None), number.tolist()):
+    for labels in ({"a": (number, None), "w": 2.0}, number.tolist()):
         found = made(asks, labels=labels, batch=5)
         torch.testing.assert_close(found.sigmas, plain().sigmas, rtol=1e-6, atol=0)
     single = made(x=pilots(12).float())
@@ -450,10 +450,16 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_grid(tmp_path):
     found = made(curve=None, store=tmp_path, tag="modes")
     assert torch.equal(found.sigmas, wanted.sigmas) and found.calls == wanted.calls
     assert all(torch.equal(found.errors[name], wanted.errors[name]) for name in wanted.errors)
-    with pytest.raises(
-        KeyboardInterrupt
-    ):  # what is kept is not asked again: the first call is of a state, for a J
-        made(_stops(modes, 0), curve=None, store=tmp_path, tag="modes")
+    asked = []
+
+    def counted(x, sigma):
+        asked.append(len(x))
+        return modes(x, sigma)
+
+    assert torch.equal(made(counted, curve=None, store=tmp_path, tag="modes").sigmas, wanted.sigmas)
+    assert sum(asked) <= 3 * 12 * HEUN.calls(
+        4
+    )  # the states of a walk that was kept, for each J, and no other
 
 
 def test_one_folder_serves_searches_of_other_networks_pilots_labels_and_sizes(tmp_path):
@@ -462,10 +468,8 @@ def test_one_folder_serves_searches_of_other_networks_pilots_labels_and_sizes(tm
 
     cases = [
         {},
-        {"denoiser": lambda x, sigma: 0.9 * MODES.denoiser(x, sigma)},
         {"x": pilots(11)},
-        {"n": 3},
-        {"sigma_max": 60.0},
+        {"n": 3, "sigma_max": 60.0},
         {"denoiser": scaled, "labels": {"w": 0.9}},
         {"denoiser": scaled, "labels": {"w": 0.8}},
     ]
