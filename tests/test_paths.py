@@ -313,6 +313,7 @@ def test_the_ends_are_where_they_were_asked_to_be(n, ends, fixed):
     ).sigmas
     assert low <= sigmas[-2] and sigmas[0] <= high and (sigmas.diff() < 0).all() and len(sigmas) == n + 1
     assert low * (1 - 1e-12) < min(walked) and max(walked) < high * (1 + 1e-12)
+    assert not high * (1 - 1e-12) < sigmas[0] < high  # an end that was reached is that end, not to rounding
     assert (sigmas[0] == high or not fixed[0]) and (sigmas[-2] == low or not fixed[1])
 
 
