@@ -125,10 +125,10 @@ def measure(
         climb.ascend(None if fixed_end else math.log(sigma_min), None if fixed_start else math.log(sigma_max))
     best = climb.best
     sigmas = grids[best.name][:-1] if best.name in grids else torch.from_numpy(np.exp(best.logs))
-    sigmas = sigmas.clamp(sigma_min, sigma_max)  # which a logarithm and its exponential miss by rounding
-    if fixed_start:
+    sigmas = sigmas.clamp(sigma_min, sigma_max)  # a logarithm and its exponential miss an end by rounding
+    if fixed_start or math.isclose(sigmas[0].item(), sigma_max, rel_tol=1e-12):
         sigmas[0] = sigma_max
-    if fixed_end:
+    if fixed_end or math.isclose(sigmas[-1].item(), sigma_min, rel_tol=1e-12):
         sigmas[-1] = sigma_min
     sigmas = ending_in_zero(sigmas)
     return Measured(sigmas, climb.errors | {"measured": best.misses.norm(dim=1)}, walks.calls)
