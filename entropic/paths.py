@@ -50,7 +50,10 @@ RANGE = 0.002, 80.0  # of a denoiser that does not tell its own
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The constants of `measure`. On galaxies and on data of varying scale others gave results within a few percent.
+    """The constants of `measure`.
+
+    Tried on one network of galaxies (HSC, 32 pixels; grids of 8 to 16 levels, Heun 9): trust from 0.25 to 1, 8 to 32
+    folds and 8 hats moved errors by a tenth at most, a difference of 0.3 by 14 %; reference and gain were not varied.
 
     reference: levels of the walk to convergence, by DPM-Solver++(2M) over EDM's levels; four for each of the n levels
     where that is more. hats: moves of the levels along which J is measured. difference: length of these moves, in

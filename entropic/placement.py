@@ -163,12 +163,12 @@ def plan(
     **A denoiser** (method "measured", see `entropic.paths`): x (P, ...) are pilot noises, states at sigma_max in the
     sampler's dtype, sigma_max * torch.randn(32, ...); 16 to 32 do. labels: of the pilots, a row for each. The grid has
     the least mean distance between where the pilots end and where they converge, and never a larger one than EDM's
-    grid. `Plan.errors` holds these distances for each grid that the search began at, and its own: on other noises the
-    gain is somewhat smaller. calls: the most calls of the denoiser, each row one call; 512 n, or 8192 for n <= 16,
-    unless given. As many rows of x are used as leave calls for the search. curve: of the denoiser; measured from the
-    pilots' own ends unless given. transform, batch, store, tag: see `entropic.paths.measure`. The goal of a path is
-    its end, so that no `goal` is taken. A stochastic solver has no path to converge to, and gets the recursion of the
-    measured curve, for the `goal`.
+    grid. `Plan.errors` holds these distances for each grid that the search began at, and its own. On other noises the
+    gain is smaller, and may be a loss where a few noises, which end far off, decide the mean. calls: the most calls of
+    the denoiser, each row one call; 512 n, or 8192 for n <= 16, unless given. As many rows of x are used as leave
+    calls for the search. curve: of the denoiser; measured from the pilots' own ends unless given. transform, batch,
+    store, tag: see `entropic.paths.measure`. The goal of a path is its end, so that no `goal` is taken. A stochastic
+    solver has no path to converge to, and gets the recursion of the measured curve, for the `goal`.
 
     **A curve**: goal is `KL`, `W2` or `Weighted(alpha)`; Weighted(policy.alpha) unless given. Where the curve has
     `directions`, the density takes each bin for a direction of variance V_i / m_i, its `multiplicity` (m,) the number
@@ -277,9 +277,8 @@ def _measured(n, denoiser, solver, goal, low, high, free, x, curve, calls, measu
     free_start, free_end = free
     calls = 512 * max(n, 16) if calls is None else _check.integer("calls", calls, 1)
     x, labels = _pilots(x, measuring["labels"], high)
-    each = (64 if solver.stochastic else max(paths.SEARCH.reference, 4 * n)) + (
-        _LEVELS if curve is None else 0
-    )
+    fine = paths.SEARCH.reference if solver.stochastic else max(paths.SEARCH.reference, 4 * n)
+    each = fine + (_LEVELS if curve is None else 0)
     least = each if solver.stochastic else each + 3 * solver.calls(n)
     # Beside targets, curve and three starts: one J, which takes half a walk for each of its moves, and four steps.
     search = 0 if solver.stochastic else (min(n - 1, paths.SEARCH.hats) / 2 + 4) * solver.calls(n)
@@ -319,7 +318,7 @@ def _measured(n, denoiser, solver, goal, low, high, free, x, curve, calls, measu
             raise ValueError(
                 "transform is given, but a stochastic solver has no paths that end somewhere; leave it out"
             )
-        ends, spent = paths.converged(denoiser, x, edm_sigmas(64, low, high), **measuring)
+        ends, spent = paths.converged(denoiser, x, edm_sigmas(fine, low, high), **measuring)
         found, more = own_curve(ends)
         by_curve = plan(n, found, solver, goal, low, high, method="recursion", free_end=free_end)
         return dataclasses.replace(by_curve, evidence=_LAW, calls=spent + more)

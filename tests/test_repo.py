@@ -1,6 +1,7 @@
 """The repository as a stranger finds it: pins that agree, commands that exist, nothing of one machine."""
 
 import ast
+import csv
 import hashlib
 import json
 import re
@@ -372,3 +373,29 @@ def test_ruff_is_content():
     for words in (["check"], ["format", "--check"]):
         result = run_python("-m", "ruff", *words, ".")
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+
+
+def test_the_answer_of_the_page_on_galaxies_has_the_numbers_of_its_record():
+    # The prose is typed; the record that it tells of may be made again.
+    page = json.loads(read("notebooks/galaxies.ipynb"))
+    answer = " ".join("".join(page["cells"][0]["source"]).split())
+    with (ROOT / "book" / "results" / "galaxies" / "gains.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def told(solver, nfe=None, survey=""):
+        found = [
+            float(row["measured"])
+            for row in rows
+            if row["solver"].endswith(solver)
+            and row["network"].startswith(survey)
+            and nfe in (None, row["nfe"])
+        ]
+        return f"{min(found):.2f} to " + (f"{max(found):.2f}" if max(found) < 1 else f"{max(found):.1f}")
+
+    for numbers in (
+        f"have {told('DDIM')} of EDM's",
+        f"{told('Heun', '9')} with Heun at 9 calls and {told('Heun', '17')} at 17",
+        f"it is {told('(2M)', survey='hsc')} on the HSC networks, but {told('(2M)', survey='ztf')} on those of ZTF",
+        f"in all {len(rows)} rows",
+    ):
+        assert numbers in answer
