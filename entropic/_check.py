@@ -58,6 +58,11 @@ def positive(name, value):
     return number
 
 
+def not_negative(name, value):
+    """Return `value` as a float; ValueError unless it is finite and at least 0."""
+    return 0.0 if not isinstance(value, bool) and value == 0 else positive(name, value)
+
+
 def integer(name, value, minimum):
     """Return `value` as an int; ValueError unless it is a whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:

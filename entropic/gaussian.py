@@ -70,9 +70,11 @@ class _KL:
 
     def of_ratios(self, ratio: torch.Tensor, variances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Weighted.of_ratios`."""
-        excess = ratio**2 - 1
-        log1p = torch.log1p if isinstance(ratio, torch.Tensor) else np.log1p
-        return (excess - log1p(excess)) / 2, ratio - 1 / ratio
+        of = torch if isinstance(ratio, torch.Tensor) else np
+        off = ratio - 1
+        # Near 1 the logarithm of 1 + off keeps its digits, near 0 that of the ratio.
+        log = of.where(off < -0.5, of.log(ratio), of.log1p(of.where(off < -0.5, 0.0 * off, off)))
+        return off**2 / 2 + off - log, ratio - 1 / ratio
 
 
 KL = _KL()

@@ -6,13 +6,12 @@ solver's step of length h in sigma errs by C h^(p + 1) relative to the standard 
 depends on u alone (`Solver.leading_error`). The errors of the n steps, each weighed by the share of it that is left
 at sigma = 0, add up to E_i, and a grid minimises sum_i w_i E_i^2.
 
-A denoiser at hand gives a grid measured on its own paths (`entropic.paths`). Three ways lead from a curve to a grid.
+A denoiser at hand gives a grid measured on its own paths (`entropic.paths`). Two ways lead from a curve to a grid.
 
+    recursion  the exact deviation after n steps (`gaussian_deviation`), minimised over all grids. Data are not
+               Gaussian, so each scale of the spectrum is spread, by more the worse a spectrum fits the curve
     density    the limit of many steps: the points g per log sigma satisfy g^(p + 1) proportional to
                sum_i w_i E_i |k(u_i)|, where E_i is the integral of |k(u_i)| / g^p over log sigma
-    recursion  the exact deviation after n steps (`gaussian_deviation`), minimised over all grids
-    robust     the same search for data that are not Gaussian: each scale is spread, and the errors of a multistep
-               solver, which have either sign, may not cancel
 
 On a long power law c_k^2 = k^-a the best density is g proportional to sigma^(1 / rho) with
 rho = (2 p + 1) / (2 alpha - 2 / a), as long as -2 < (p + 1) (2 alpha - 2 / a) / (2 p + 1) < 2: EDM's family
@@ -48,7 +47,7 @@ from entropic.types import Denoiser, Numbers
 
 __all__ = ["DEFAULT", "METHODS", "Plan", "Policy", "gaussian_optimal_sigmas", "plan", "solver_aware_sigmas"]
 
-METHODS = ("auto", "measured", "density", "recursion", "robust")
+METHODS = ("measured", "recursion", "density")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,26 +56,15 @@ class Policy:
 
     alpha: the goal where none is given, Weighted(alpha); the exponent that the features of an ImageNet network weigh
     (page *What a feature distance weighs*, table `agreement`).
-    spread: the spread of log c in a robust search is `spread` * sqrt(misfit) (page *Every schedule side by side*,
-    table `robust`).
-    misfit: a curve whose misfit is above misfit * order is taken to have no spectrum, and gets the density (same
-    table, rows of separate modes).
-    few: with more levels a density is as good as the best grid of a first-order solver, and a search is slow (page
-    *Solver-aware time*, table of the density against the recursion).
-    hedged: with fewer levels the plain recursion is taken; a spread costs more than it saves (table `robust`).
-    always_robust: pairs (solver, n) that take the robust search even where no spectrum fits: they cannot afford the
-    density's last level, at sigma_min (table `robust`, rows of separate modes).
-    least_step: in a robust search of a multistep solver, which divides by the step before, every step in log sigma is
-    at least min(spread, least_step) of the mean step (table `robust`).
+    spread: the scales c of a spectrum are spread by `spread` * sqrt(misfit) in log c (page *Every schedule side by
+    side*, table `spread`).
+    own_errors: the weight of the steps' own squared errors, in units of the squared spread, where a solver remembers
+    earlier steps (same table).
     """
 
     alpha: float = 0.75
     spread: float = 5.0
-    misfit: float = 0.01
-    few: int = 64
-    hedged: int = 4
-    always_robust: tuple[tuple[str, int], ...] = (("heun", 4),)
-    least_step: float = 0.5
+    own_errors: float = 8.0
 
 
 DEFAULT = Policy()
@@ -86,10 +74,10 @@ DEFAULT = Policy()
 class Plan:
     """A grid and how it was chosen.
 
-    sigmas (n + 1,) descend to 0. method: "measured", "density", "recursion" or "robust". goal: the distance that the
+    sigmas (n + 1,) descend to 0. method: "measured", "recursion" or "density". goal: the distance that the
     grid minimises, None for a measured one. solver: its name. misfit: of the curve to the nearest Gaussian spectrum,
     None where it was not asked. spread: of log c in a robust search, else None. evidence: what the choice rests on, in
-    words. errors: of a measured grid, by name ("EDM", "log", "recursion", "measured"), how far each pilot ended from
+    words. errors: of a measured grid, by name ("EDM", "recursion", ..., "measured"), how far each pilot ended from
     its converged end, (P,); else empty. calls: of the denoiser, one for each row, that the choice took.
     """
 
@@ -136,12 +124,11 @@ def plan(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     *,
-    method: str = "auto",
+    method: str | None = None,
     free_start: bool | None = None,
     free_end: bool | None = None,
     multiplicity: Numbers | None = None,
     spread: float | None = None,
-    policy: Policy = DEFAULT,
     x: torch.Tensor | None = None,
     labels: Any = None,
     curve: ErrorCurve | None = None,
@@ -170,31 +157,29 @@ def plan(
     store, tag: see `entropic.paths.measure`. The goal of a path is its end, so that no `goal` is taken. A stochastic
     solver has no path to converge to, and gets the recursion of the measured curve, for the `goal`.
 
-    **A curve**: goal is `KL`, `W2` or `Weighted(alpha)`; Weighted(policy.alpha) unless given. Where the curve has
-    `directions`, the density takes each bin for a direction of variance V_i / m_i, its `multiplicity` (m,) the number
-    of its dimensions (see `Basis`; 1 unless given); noise in u_i counts at low sigma, where 1 - u_i is small. Else the
-    directions are those of the implied spectrum, but for data of one dimension (curve.dim = 1), whose direction is
-    known. Method "recursion": the best grid of the implied spectrum, of the total error only. "robust": the same
-    search, where each implied c is log-normal, exp(s N(0, 1)) times as large, s the `spread` (policy.spread *
-    sqrt(misfit) unless given); for a multistep solver the sum over steps of its squared errors is added, 2 s^2 times,
-    and no step is much shorter than others. "density": the best density for many steps, in milliseconds. "auto": for
-    solvers of first order, or for fewer than policy.hedged levels, the recursion, else the robust search; the density
-    for more than policy.few levels and where no spectrum fits.
+    **A curve**: goal is `KL`, `W2` or `Weighted(alpha)`; Weighted(0.75) unless given. Method "recursion", which is
+    taken unless another is named: the best grid for Gaussian data with the implied spectrum, where each implied c is
+    log-normal, exp(s N(0, 1)) times as large. s is the `spread`, 5 sqrt(misfit) unless given; 0 means the Gaussian
+    optimum. For a multistep solver, whose errors may cancel, the sum over steps of its squared errors is added, 8 s^2
+    times. Method "density": the best density for many steps. Where the curve has `directions`, it takes each bin for a
+    direction of variance V_i / m_i, its `multiplicity` (m,) the number of its dimensions (see `Basis`; 1 unless
+    given); noise in u_i counts at low sigma, where 1 - u_i is small. Else the directions are those of the implied
+    spectrum, but for data of one dimension (curve.dim = 1), whose direction is known.
 
     ValueError: n < 2, a bad range, one that the curve does not cover, an unknown solver, goal or method, a curve that
     lacks what is needed, options of the other kind of source, pilots that are no states at sigma_max, too few calls,
     a denoiser that returns NaN or another shape.
     """
     n, solver = _check.integer("n", n, 2), find_solver(solver)
-    goal_given, goal = goal is not None, Weighted(policy.alpha) if goal is None else goal
+    goal_given, goal = goal is not None, Weighted(DEFAULT.alpha) if goal is None else goal
     if not hasattr(goal, "of_ratios"):
         raise ValueError(f"goal = {goal!r}; pass KL, W2 or Weighted(alpha)")
-    if method not in METHODS:
+    if method is not None and method not in METHODS:
         raise ValueError(f"method = {method!r}; use one of {', '.join(METHODS)}")
     if not isinstance(source, ErrorCurve):
         if not callable(source):
             raise ValueError(f"source is a {type(source).__name__}; pass an ErrorCurve or a denoiser")
-        if method not in ("auto", "measured") or spread is not None or multiplicity is not None:
+        if method not in (None, "measured") or spread is not None or multiplicity is not None:
             raise ValueError(
                 f"method = {method!r}, spread = {spread}, multiplicity = {multiplicity} with a denoiser, whose paths "
                 'are measured; pass an ErrorCurve as the source, or method "measured" alone'
@@ -225,36 +210,29 @@ def plan(
             )
     curve, free_end = source, sigma_min is None if free_end is None else bool(free_end)
     if spread is not None:
-        if method != "robust":
-            raise ValueError(f'spread = {spread}, but method = {method!r}; only "robust" has one')
-        spread = _check.positive("spread", spread)
+        if method == "density":
+            raise ValueError(f'spread = {spread}, but method = "density"; only "recursion" spreads scales')
+        spread = _check.not_negative("spread", spread)
     parts, counts = _bins(curve, multiplicity)
     low, high = _check.sigma_range(sigma_min, sigma_max, curve.sigma)
-    implied = curve.directions is None and curve.dim != 1
-    asked = method
-    data = found = None
-    if implied or method in ("recursion", "robust") or (method == "auto" and n <= policy.few):
-        data = implied_spectrum(curve)
-        found = misfit(curve, *data)
-    method, why = _method(method, n, solver, found, policy)
     if method == "density":
-        time = _curve_density(curve, parts, counts, data if implied else None, solver, goal, low, high)
-        return Plan(
-            time_sigmas(n, time, low, high),
-            method,
-            goal,
-            solver.name,
-            found,
-            None,
-            why if asked == "auto" else _GIVEN,
-        )
+        implied = curve.directions is None and curve.dim != 1
+        data = implied_spectrum(curve) if implied else None
+        time = _curve_density(curve, parts, counts, data, solver, goal, low, high)
+        why = "The best density of levels for many steps; the method was named by the caller."
+        return Plan(time_sigmas(n, time, low, high), method, goal, solver.name, None, None, why)
     _covered(curve, low, high)
-    if method == "robust":
-        spread = policy.spread * found**0.5 if spread is None else spread
-        sigmas = _robust(data, n, solver, goal, low, high, free_end, spread, policy)
-    else:
-        sigmas = _search(data, _Deviation(data, solver, goal), n, solver, goal, low, high, free_end)
-    return Plan(sigmas, method, goal, solver.name, found, spread, why)
+    data = implied_spectrum(curve)
+    found = misfit(curve, *data)
+    spread, told = (
+        (DEFAULT.spread * found**0.5, "by the misfit") if spread is None else (spread, "by the caller")
+    )
+    sigmas = _recursion(data, n, solver, goal, low, high, free_end, spread)
+    why = (
+        f"The best grid for Gaussian data with this error curve, their scales spread by {spread:.3g} in log c, "
+        f"{told}."
+    )
+    return Plan(sigmas, "recursion", goal, solver.name, found, spread, why)
 
 
 _LEVELS = 24  # of the curve that is measured from the pilots' own ends
@@ -320,15 +298,17 @@ def _measured(n, denoiser, solver, goal, low, high, free, x, curve, calls, measu
             )
         ends, spent = paths.converged(denoiser, x, edm_sigmas(fine, low, high), **measuring)
         found, more = own_curve(ends)
-        by_curve = plan(n, found, solver, goal, low, high, method="recursion", free_end=free_end)
+        by_curve = plan(n, found, solver, goal, low, high, free_end=free_end)
         return dataclasses.replace(by_curve, evidence=_LAW, calls=spent + more)
 
     def starts(ends):
         found, spent = own_curve(ends)
-        data = implied_spectrum(found)
-        best = _search(data, _Deviation(data, solver, W2), n, solver, W2, low, high, free_end)
-        grids = {"EDM": edm_sigmas(n, low, high), "log": log_sigmas(n, low, high), "recursion": best}
-        return grids, spent
+        by_curve = {"recursion": None, "recursion, no spread": 0}
+        grids = {
+            name: plan(n, found, solver, W2, low, high, free_end=free_end, spread=spread).sigmas
+            for name, spread in by_curve.items()
+        }
+        return {"EDM": edm_sigmas(n, low, high)} | grids, spent
 
     measuring |= {"fixed_start": not free_start, "fixed_end": not free_end}
     found = paths.measure(denoiser, solver, x, starts, low, high, calls, n=n, **measuring)
@@ -365,35 +345,6 @@ def _pilots(x, labels, high):
     return x.detach(), labels_of(labels, x)
 
 
-_GIVEN = "The method was named by the caller."
-
-
-def _method(method, n, solver, found, policy):
-    """The method that "auto" stands for, and the reason in words."""
-    if method != "auto":
-        return method, _GIVEN
-    if n > policy.few:
-        return "density", f"More than {policy.few} levels: the limit of many steps is as good as a search."
-    limit, pair = policy.misfit * solver.order, (solver.name, n)
-    fits = found <= limit
-    if not fits and pair not in policy.always_robust:
-        return (
-            "density",
-            f"The misfit {found:.3g} is above {limit:g}: no Gaussian spectrum has this error curve.",
-        )
-    told = (
-        f"The misfit {found:.3g} is at most {limit:g}: a Gaussian spectrum has this error curve."
-        if fits
-        else f"{solver.name} with {n} levels cannot afford the density's last level, at sigma_min."
-    )
-    if solver.order == 1 or n < policy.hedged:
-        return (
-            "recursion",
-            f"{told} A solver of first order, or fewer than {policy.hedged} levels, needs no hedge.",
-        )
-    return "robust", f"{told} A solver of higher order needs scales that are right, so they are spread."
-
-
 def solver_aware_sigmas(
     curve: ErrorCurve,
     n: int,
@@ -404,7 +355,7 @@ def solver_aware_sigmas(
     *,
     alpha: float | None = None,
     multiplicity: Numbers | None = None,
-    method: str = "auto",
+    method: str | None = None,
     spread: float | None = None,
     free_end: bool | None = None,
 ) -> torch.Tensor:
@@ -451,7 +402,7 @@ def gaussian_optimal_sigmas(
 class _Deviation:
     """The deviation of a solver on a `Spectrum` as a function of the levels, with its gradient in log sigma.
 
-    weighed: variances (K,) that the goal weighs, those of the data unless given (a robust search spreads the scales of
+    weighed: variances (K,) that the goal weighs, those of the data unless given (`_recursion` spreads the scales of
     the data, not what an error weighs). penalty: times the weighted sum over steps of squared errors, each step from
     the exact law with an exact past. NumPy, so that torch's modes do not matter.
     """
@@ -609,7 +560,7 @@ _FINALISTS = 2
 _LEAST_GAP = 1e-3  # of the mean step in log sigma: two levels closer than that are one level
 
 
-def _search(data, deviation, n, solver, goal, low, high, free_end, least=0.0):
+def _search(data, deviation, n, solver, goal, low, high, free_end):
     """The best grid that descents from several starts find. The starts depend on the spectrum and the goal."""
     variances = data.variances
     weights = data.multiplicity * torch.as_tensor(deviation.weighed) ** goal.alpha
@@ -629,60 +580,62 @@ def _search(data, deviation, n, solver, goal, low, high, free_end, least=0.0):
             bar.update()
             return deviation(logs)
 
-        return _best(counted, starts, variances, middle, n, low, high, free_end, least)
+        return _best(counted, starts, variances, middle, n, low, high, free_end)
 
 
-def _best(deviation, starts, variances, middle, n, low, high, free_end, least):
+def _best(deviation, starts, variances, middle, n, low, high, free_end):
     """The grid of the least deviation that descents from `starts(last level)` find."""
     if n == 2:
         only = ending_in_zero(torch.tensor([high, low], dtype=torch.float64))
         found = [(deviation(only[:-1].log().numpy())[0], only)]
     else:
-        found = [_descend(deviation, start, None, least, _ROUGH) for start in starts(low)]
+        found = [_descend(deviation, start, None, _ROUGH) for start in starts(low)]
     if free_end:
         for c in (variances.sqrt().min(), middle):  # the last level belongs somewhat below the data's scales
             above = (c / 4).clamp(low * 1.5, high / 4).item()
             if above > low:
-                found += [_descend(deviation, start, low, least, _ROUGH) for start in starts(above)]
+                found += [_descend(deviation, start, low, _ROUGH) for start in starts(above)]
     # The descents that came lowest go on; the others have ended in worse places.
     found = sorted(found, key=lambda pair: pair[0])[:_FINALISTS]
     if n > 2:
         ends = [None if not free_end else low for _ in found]
         found = [
-            _descend(deviation, grid, end, least, _FINE) for (_, grid), end in zip(found, ends, strict=True)
+            _descend(deviation, grid, end, _FINE) for (_, grid), end in zip(found, ends, strict=True)
         ] + found
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def _robust(data, n, solver, goal, low, high, free_end, spread, policy):
+def _recursion(data, n, solver, goal, low, high, free_end, spread):
     """The best grid for data whose log c has this standard deviation about those of a spectrum."""
-    nodes, shares = (torch.as_tensor(values) for values in np.polynomial.hermite_e.hermegauss(5))
+    if spread < 1e-6:  # the misfit of a spectrum that fits to rounding
+        return _search(data, _Deviation(data, solver, goal), n, solver, goal, low, high, free_end)
+    # With coarser nodes a search finds the gaps between them.
+    count = max(5, math.ceil(16 * spread))
+    nodes, shares = (torch.as_tensor(values) for values in np.polynomial.hermite_e.hermegauss(count))
     counts = (data.multiplicity[:, None] * shares / shares.sum()).flatten()
     scattered = (data.variances[:, None] * (2 * spread * nodes).exp()).flatten()
     weighed = data.variances.repeat_interleave(len(nodes))  # what an error weighs is a matter of the spectrum
     wide = type(data)(scattered, counts)
-    multistep = solver.memory > 0
-    deviation = _Deviation(wide, solver, goal, weighed, 2 * spread**2 if multistep else 0.0)
-    least = min(spread, policy.least_step) if multistep else 0.0
-    return _search(wide, deviation, n, solver, goal, low, high, free_end, least)
+    own_errors = DEFAULT.own_errors * spread**2 if solver.memory else 0.0
+    deviation = _Deviation(wide, solver, goal, weighed, own_errors)
+    return _search(wide, deviation, n, solver, goal, low, high, free_end)
 
 
-def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
+def _descend(deviation, sigmas, low=None, effort=_FINE):
     """The smallest deviation that L-BFGS meets on its way from a grid, and the grid that has it.
 
-    With `low` the last level is free, above `low`; otherwise it stays. A step in log sigma is at least `least` times
-    the mean step, and so is the distance from a free last level to `low`. Only the steps of the grid that the search
-    starts from may be shorter. Two levels never meet, since a solver may divide by the step.
+    With `low` the last level is free, above `low`; otherwise it stays. A step in log sigma is at least _LEAST_GAP times
+    the mean step, and so is the distance from a free last level to `low`: two levels never meet, since a solver may
+    divide by the step.
     """
     from scipy.optimize import minimize
 
-    least = max(least, _LEAST_GAP)
     logs = sigmas[:-1].log().numpy()
     ends = logs if low is None else np.append(logs, math.log(low))
     span, count = ends[0] - ends[-1], len(ends) - 1
     inner = count - 1  # levels that move
     share = -np.diff(ends) / span
-    start = np.log(np.maximum(share - least / count, _LEAST_GAP / count) / (1 - least))
+    start = np.log(np.maximum(share - _LEAST_GAP / count, _LEAST_GAP / count) / (1 - _LEAST_GAP))
     scale = deviation(logs)[0]
     best, tie = [scale, None], [0.0]
 
@@ -690,12 +643,12 @@ def _descend(deviation, sigmas, low=None, least=0.0, effort=_FINE):
         weight = np.exp(free - free.max())
         weight /= weight.sum()
         grid = logs.copy()
-        grid[1 : inner + 1] = ends[0] - span * np.cumsum(least / count + (1 - least) * weight)[:-1]
+        grid[1 : inner + 1] = ends[0] - span * np.cumsum(_LEAST_GAP / count + (1 - _LEAST_GAP) * weight)[:-1]
         value, gradient = deviation(grid)
         if value < best[0] * (1 + tie[0]):
             best[:] = value, grid
         # A level hangs on all gaps above it.
-        to_gaps = -span * (1 - least) * np.append(np.cumsum(gradient[inner:0:-1])[::-1], 0.0)
+        to_gaps = -span * (1 - _LEAST_GAP) * np.append(np.cumsum(gradient[inner:0:-1])[::-1], 0.0)
         return value / scale, weight * (to_gaps - weight @ to_gaps) / scale
 
     if scale > 0:

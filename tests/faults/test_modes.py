@@ -131,7 +131,7 @@ def test_levels_rounded_to_float32_are_inside_the_curve():
     low, high = LEVELS[0].item(), LEVELS[-1].item()
     for ends in ((low, high), tuple(torch.tensor([low, high]).float().tolist())):
         assert CURVE.entropic().phi_at(torch.tensor(ends)).isfinite().all()
-        for method in ("auto", "density", "robust"):
+        for method in ("recursion", "density"):
             found = plan(5, CURVE, "heun", sigma_min=ends[0], sigma_max=ends[1], method=method).sigmas
             assert found[0] == ends[1] and found[-2] == ends[0]
     with pytest.raises(ValueError, match="outside the curve"):

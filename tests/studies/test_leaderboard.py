@@ -275,22 +275,20 @@ def test_standing():
     assert gap["EDM"]["to the best rival"] == 1 and gap["EDM"]["verdict"] == gap["log"]["verdict"] == "level"
 
 
-def test_the_recursion_is_measured_where_it_is_not_the_default(gaussians, tmp_path):
+def test_the_recursion_is_measured_without_its_spread_too(gaussians, tmp_path):
     store = Store(tmp_path)
-    names = ["curve, KL", "curve, KL, recursion"]
+    names = ["curve, KL", "curve, KL, no spread"]
     # Many variances, for all of which no grid of few levels is right, and a wave of 1 % in their error, which is no
-    # Gaussian's: the default hedges, and is another grid.
+    # Gaussian's: scales are spread.
     known = gaussians[1].curve
     curve = ErrorCurve(known.sigma, known.eps2 * (1 + 0.01 * torch.cos(2 * known.sigma.log())))
     blind = gaussians[1]._replace(curve=curve, multiplicity=None)
-    solvers = ["deterministic DDIM", "Heun"]
-    fill([blind], store, nfe=[9], solvers=solvers, schedules=names, progress=False)
-    values = {(row["solver"], row["schedule"]): row["value"] for row in store.rows() if row["metric"] != "W2"}
-    assert values["deterministic DDIM", names[1]] is None
-    for name, method in zip(names, ("robust", "recursion"), strict=True):
-        grid = solver_aware_sigmas(curve, 5, "heun", "kl", 0.002, 80, method=method, free_end=True)
-        assert values["Heun", name] == blind.measure("Heun", grid, 0)[KL_OF_GENERATED]
-    assert abs(values["Heun", names[1]] / values["Heun", names[0]] - 1) > 1e-3
+    fill([blind], store, nfe=[9], solvers=["Heun"], schedules=names, progress=False)
+    values = {row["schedule"]: row["value"] for row in store.rows() if row["metric"] != "W2"}
+    for name, spread in zip(names, (None, 0), strict=True):
+        grid = solver_aware_sigmas(curve, 5, "heun", "kl", 0.002, 80, spread=spread, free_end=True)
+        assert values[name] == blind.measure("Heun", grid, 0)[KL_OF_GENERATED]
+    assert abs(values[names[1]] / values[names[0]] - 1) > 1e-3
 
 
 def test_the_plan_of_the_book_is_one_that_runs(capsys):

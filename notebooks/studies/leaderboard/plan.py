@@ -12,7 +12,7 @@ from studies.report import git_state
 _FEATURES = (
     *RIVALS,
     *(name for name in TUNED_FOR if not name.endswith("KL")),
-    *("curve, 0.5", "curve, 0.75", "curve, 0.75, recursion", "curve, 0.75, fixed end"),
+    *("curve, 0.5", "curve, 0.75", "curve, 0.75, no spread", "curve, 0.75, fixed end"),
     *("curve, W2", "curve, W2, fixed end", "measured"),
 )
 # At 32 calls on images: the rivals that lead with the same solvers at 16 calls.

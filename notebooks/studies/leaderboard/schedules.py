@@ -35,12 +35,6 @@ def _aware(work, n, solver, free_end=True, **goal):
     )
 
 
-def _recursion(work, n, solver, **goal):
-    if SOLVERS[solver].order == 1:
-        raise ValueError(f"solver = {solver!r}: its default is the recursion; measure the default instead")
-    return _aware(work, n, solver, method="recursion", **goal)
-
-
 def _spectrum(work, n, solver, metric="kl", alpha=None):
     return gaussian_optimal_sigmas(
         work.variances,
@@ -149,8 +143,8 @@ OURS = {
 }
 for _goal in ("KL", "0.75", "W2"):
     OURS[f"curve, {_goal}, fixed end"] = functools.partial(_aware, free_end=False, **GOALS[_goal])
-OURS["curve, KL, recursion"] = functools.partial(_recursion, metric="kl")
-OURS["curve, 0.75, recursion"] = functools.partial(_recursion, alpha=0.75)
+for _goal in ("KL", "0.75"):
+    OURS[f"curve, {_goal}, no spread"] = functools.partial(_aware, spread=0, **GOALS[_goal])
 OURS["measured"] = _measured
 SCHEDULES = RIVALS | TUNED_FOR | OURS
 
@@ -165,7 +159,8 @@ def asks(schedule, work, solver):
 
 
 # Commits that measured lines of the record before searches had one budget, before DMN and OSS were as their authors run
-# them, and before a schedule that begins at another level than HIGH began there with noise of that level.
+# them, before a schedule that begins at another level than HIGH began there with noise of that level, and before every
+# curve got the recursion with spread scales.
 _BEFORE = frozenset(
     "056b95041410 3118d38bce42 3197c6c1244a 3e4060d4026f 4d136b35a948 500410cc02ee 60274a2b53f7 70cd5e5b257e "
     "7b10a3b27125 8de7691f69c8-dirty c97a62c0a0a6 d64fd9fc8326".split()
@@ -175,5 +170,5 @@ _BEFORE = frozenset(
 def outdated(group, schedule, commit):
     """Whether a line of the record is of a schedule, or of a measure, that has changed since: it counts no more."""
     elsewhere = schedule in ("simple", "Beta") and group.startswith("image mixture")
-    changed = schedule in ("DMN", "GITS", "OSS", "SharpEuler", "COS", "CRS")
+    changed = schedule in ("DMN", "GITS", "OSS", "SharpEuler", "COS", "CRS") or schedule.startswith("curve")
     return commit in _BEFORE and (changed or elsewhere)
