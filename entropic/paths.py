@@ -8,10 +8,11 @@ its n levels ends elsewhere, by r_p. The search moves the levels so that the mea
        at the last state that its move leaves as it was
     3. the step of the log gaps that minimises the mean of |r_p + J_p dz| + a ridge, which cross-validation over the
        pilots chooses: a move that helps some pilots and not the others is not made
-    4. the step is kept if the measured mean distance falls; either way the walk corrects J (Broyden's update)
+    4. the step is kept if the measured mean distance falls, and the root mean square is not above that of EDM's levels,
+       where a few pilots that end far off weigh more; either way the walk corrects J (Broyden's update)
 
-until nothing is gained, or the calls are spent. So the grid is never worse than EDM's on the pilots. Nothing is
-assumed of the data, and no formula of a solver is used but its step.
+until nothing is gained, or the calls are spent. So on the pilots the grid is never worse than EDM's in either. Nothing
+is assumed of the data, and no formula of a solver is used but its step.
 
 Optimised steps of a given number are not new: OSS and GITS choose levels by a dynamic programme along the paths of a
 teacher, LD3 and S4S learn them by gradients through the network. We found no Gauss-Newton on the ends of pilot paths.
@@ -106,9 +107,10 @@ def measure(
     """The grid of n levels from sigma_max whose ends come nearest to the converged ones.
 
     x (P, ...): the pilots, states at sigma_max, float32 or float64. starts(ends) -> (grids (n + 1,) by name, the calls
-    that they took), from the converged ends (P, ...). The first level moves below sigma_max, or stays where
-    `fixed_start`, the last above sigma_min, or stays where `fixed_end`. calls: of the denoiser, counted by rows, those
-    of targets and starts among them; the search takes no more, but targets and starts are walked in any case.
+    that they took), from the converged ends (P, ...); the root mean square of the first one is never exceeded. The
+    first level moves below sigma_max, or stays where `fixed_start`, the last above sigma_min, or stays where
+    `fixed_end`. calls: of the denoiser, counted by rows, those of targets and starts among them; the search takes no
+    more, but targets and starts are walked in any case.
     transform: a map of ends (P, ...) to (P, ...), where the distance is taken, such as features of images; none unless
     given. batch: rows that the denoiser sees at once. store: a folder that keeps the end of each walk, so that a
     stopped search goes on to the same grid; it may serve several searches, since it knows x, labels and the denoiser by
@@ -236,13 +238,18 @@ class _Walks:
 
 
 class _Place(NamedTuple):
-    """A grid that was walked: its log levels (n,), states, misses r (P, d) float64, their mean length, its name."""
+    """A grid that was walked: its log levels (n,), states, misses r (P, d) float64, their mean length and its name."""
 
     logs: np.ndarray
     states: list[Any] | None
     misses: torch.Tensor
     error: float
     name: str
+
+    @property
+    def rms(self):
+        """The root of the mean squared length."""
+        return self.misses.square().sum(1).mean().sqrt().item()
 
 
 class _Climb:
@@ -259,7 +266,9 @@ class _Climb:
         for name, logs in starts.items():
             place = self._place(self.walks.walk(self.solver, logs), logs, name)
             self.errors[name] = place.misses.norm(dim=1)
-            if self.best is None or place.error < self.best.error:
+            if self.best is None:
+                self.best, self.limit = place, place.rms
+            elif self._better(place):
                 self.best = place
 
     def ascend(self, low, high):
@@ -295,12 +304,15 @@ class _Climb:
             surprise = there.misses - here.misses - changes @ torch.from_numpy(moves @ step)
             changes = torch.cat([changes, surprise[..., None]], -1)
             moves = np.vstack([moves, step / (step @ step)])
-            if there.error < here.error:
+            if self._better(there):
                 if 1 - there.error / here.error > (1 - promised) / 2:
                     trust = min(2 * trust, 1.0)
                 self.best, failed = there, 0
             else:
                 trust, failed = length / 4, failed + 1
+
+    def _better(self, place):
+        return place.error < self.best.error and place.rms <= self.limit
 
     def _place(self, walk, logs, name):
         misses = self._mapped(walk.end) - self.target

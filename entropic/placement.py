@@ -149,13 +149,13 @@ def plan(
 
     **A denoiser** (method "measured", see `entropic.paths`): x (P, ...) are pilot noises, states at sigma_max in the
     sampler's dtype, sigma_max * torch.randn(32, ...); 16 to 32 do. labels: of the pilots, a row for each. The grid has
-    the least mean distance between where the pilots end and where they converge, and never a larger one than EDM's
-    grid. `Plan.errors` holds these distances for each grid that the search began at, and its own. On other noises the
-    gain is smaller, and may be a loss where a few noises, which end far off, decide the mean. calls: the most calls of
-    the denoiser, each row one call; 512 n, or 8192 for n <= 16, unless given. As many rows of x are used as leave
-    calls for the search. curve: of the denoiser; measured from the pilots' own ends unless given. transform, batch,
-    store, tag: see `entropic.paths.measure`. The goal of a path is its end, so that no `goal` is taken. A stochastic
-    solver has no path to converge to, and gets the recursion of the measured curve, for the `goal`.
+    the least mean distance between where the pilots end and where they converge, and neither that nor the root mean
+    square is larger than with EDM's grid. `Plan.errors` holds these distances for each grid that the search began at,
+    and its own. On other noises the gain is smaller, and may be a loss where a few of them end far off. calls: the
+    most calls of the denoiser, each row one call; 512 n, or 8192 for n <= 16, unless given. As many rows of x are used
+    as leave calls for the search. curve: of the denoiser; measured from the pilots' own ends unless given. transform,
+    batch, store, tag: see `entropic.paths.measure`. The goal of a path is its end, so that no `goal` is taken. A
+    stochastic solver has no path to converge to, and gets the recursion of the measured curve, for the `goal`.
 
     **A curve**: goal is `KL`, `W2` or `Weighted(alpha)`; Weighted(0.75) unless given. Method "recursion", which is
     taken unless another is named: the best grid for Gaussian data with the implied spectrum, where each implied c is

@@ -234,7 +234,9 @@ def test_no_pilots_end_farther_than_with_edm_s_levels(name, solver):
     found = plan(4, scale_models()[name].denoiser, solver, x=pilots(8, 64), calls=1400)
     means = {name: errors.mean() for name, errors in found.errors.items()}
     assert list(means) == ["EDM", "recursion", "recursion, no spread", "measured"]
-    assert min(means.values()) == means["measured"]
+    rms = {name: errors.square().mean().sqrt() for name, errors in found.errors.items()}
+    allowed = [name for name in means if rms[name] <= rms["EDM"]]
+    assert "measured" in allowed and means["measured"] == min(means[name] for name in allowed)
     assert f"{means['measured']:.3g}, {means['measured'] / means['EDM']:.3g} times EDM's" in found.explain()
     # the distances that are told are those of the grid that is returned
     walked = SOLVERS[solver].sample(
