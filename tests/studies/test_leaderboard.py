@@ -28,6 +28,7 @@ from studies.leaderboard import (
     standing,
 )
 from studies.leaderboard.__main__ import main
+from studies.leaderboard.schedules import MAPPED
 from studies.report import read_result
 
 RECORDED = Path(__file__).parents[2] / "book" / "results"
@@ -289,6 +290,25 @@ def test_the_recursion_is_measured_without_its_spread_too(gaussians, tmp_path):
         grid = solver_aware_sigmas(curve, 5, "heun", "kl", 0.002, 80, spread=spread, free_end=True)
         assert values[name] == blind.measure("Heun", grid, 0)[KL_OF_GENERATED]
     assert abs(values[names[1]] / values[names[0]] - 1) > 1e-3
+
+
+def test_a_map_of_the_ends_is_measured_where_the_work_has_one(gaussians, tmp_path):
+    name = next(iter(MAPPED))
+    work = gaussians[1]
+    assert name not in work.names() and "measured" in work.names()
+    seen = []
+
+    def half(states):
+        seen.append(states.shape)
+        return states[:, :5]
+
+    mapped = work._replace(maps={MAPPED[name]: half}, schedules=("measured", name))
+    assert mapped.names() == ["measured", name]
+    store = Store(tmp_path)
+    fill([mapped], store, nfe=[4], solvers=["deterministic DDIM"], schedules=(name,), progress=False)
+    assert [row["schedule"] for row in store.rows()] == [name, name] and {shape[1:] for shape in seen} == {
+        (300,)
+    }
 
 
 def test_the_plan_of_the_book_is_one_that_runs(capsys):

@@ -85,7 +85,7 @@ def fill(
         for solver in solvers
         for calls in nfe
         for schedule in schedules
-        if schedule in (work.schedules or SCHEDULES) and solver in (work.solvers or SOLVERS)
+        if schedule in work.names() and solver in (work.solvers or SOLVERS)
         if not {(work.group, metric, solver, calls, schedule) for metric in work.distances} <= lines
         for run in range(min(work.runs, runs or work.runs))
     ]

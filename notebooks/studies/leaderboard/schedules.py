@@ -49,15 +49,19 @@ def _spectrum(work, n, solver, metric="kl", alpha=None):
     )
 
 
-def _measured(work, n, solver):
-    """Ours, from the solver's own paths: of pilots whose noises no work is measured on."""
+def _measured(work, n, solver, space=None):
+    """Ours, from the solver's own paths: of pilots whose noises no work is measured on.
+
+    space: of `work.maps`, where the distances of the paths' ends are taken; that of the data unless given.
+    """
     if SOLVERS[solver].stochastic:
         raise ValueError(f"solver = {solver!r}: a stochastic solver has no path to measure")
     generator = torch.Generator().manual_seed(2**20)
     x = work.data(32, generator)
     x = x + HIGH * torch.randn(x.shape, generator=generator, dtype=x.dtype)
     ends = {"sigma_min": LOW, "sigma_max": HIGH, "free_start": True, "free_end": True}
-    found = plan(n, work.denoiser, SOLVERS[solver], x=x, curve=work.curve, **ends)
+    transform = None if space is None else work.maps[space]
+    found = plan(n, work.denoiser, SOLVERS[solver], x=x, curve=work.curve, transform=transform, **ends)
     return rivals.Placed(found.sigmas, found.calls)
 
 
@@ -146,6 +150,9 @@ for _goal in ("KL", "0.75", "W2"):
 for _goal in ("KL", "0.75"):
     OURS[f"curve, {_goal}, no spread"] = functools.partial(_aware, spread=0, **GOALS[_goal])
 OURS["measured"] = _measured
+# The same, where a feature network sees the ends: works that have the map alone.
+MAPPED = {f"measured, {space}": space for space in ("FD-FashionCNN", "FD-EffNetLite0")}
+OURS |= {name: functools.partial(_measured, space=space) for name, space in MAPPED.items()}
 SCHEDULES = RIVALS | TUNED_FOR | OURS
 
 

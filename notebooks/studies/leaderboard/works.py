@@ -28,7 +28,7 @@ from entropic.images.networks import load_network
 from entropic.solvers import HEUN
 from studies import scales
 from studies.leaderboard.names import KL_OF_DATA, KL_OF_GENERATED, PATH, PATH_RMS, SOLVERS, W2_OF_COMPONENTS
-from studies.leaderboard.schedules import HIGH, LOW, RIVALS, SCHEDULES, TUNED_FOR
+from studies.leaderboard.schedules import HIGH, LOW, MAPPED, RIVALS, SCHEDULES, TUNED_FOR
 
 
 class Work(NamedTuple):
@@ -42,6 +42,7 @@ class Work(NamedTuple):
     begins at another level than HIGH, the states there are those at HIGH, scaled: noise of the level's deviation.
     runs: the number of seeds. floor: the distances of real data, a dictionary with the same keys, or empty.
     schedules, solvers: names of those that are worth measuring here; () means all.
+    maps: by the name of a distance in features, the map of states (count, ...) to features (count, F).
     """
 
     name: str
@@ -58,6 +59,13 @@ class Work(NamedTuple):
     floor: Mapping = MappingProxyType({})
     schedules: tuple = ()
     solvers: tuple = ()
+    maps: Mapping = MappingProxyType({})
+
+    def names(self):
+        """The names of the schedules that are measured here."""
+        return [
+            name for name in self.schedules or SCHEDULES if name not in MAPPED or MAPPED[name] in self.maps
+        ]
 
     def along_paths(self, denoiser, start, levels=128):
         """The same problem, measured by path errors alone: a work of its own, with the same curve and searches.
@@ -70,11 +78,15 @@ class Work(NamedTuple):
             measure=_path_errors(denoiser, start, levels),
             distances=(PATH, PATH_RMS),
             solvers=_DETERMINISTIC,
+            schedules=_ON_PATHS,
             floor=MappingProxyType({}),
+            maps=MappingProxyType({}),
         )
 
 
 _DETERMINISTIC = tuple(name for name, solver in SOLVERS.items() if not solver.stochastic)
+# Of the variants of ours, those that are made for distances of the data themselves.
+_ON_PATHS = (*RIVALS, *(name for name in TUNED_FOR if name.endswith("W2")), "curve, W2", "measured")
 
 
 def _path_errors(denoiser, start, levels):
@@ -234,10 +246,21 @@ def varying_scale(paths=1000, curve_levels=48, curve_samples=256, levels=512):
             model.sample,
             _path_errors(model.denoiser, start, levels),
             (PATH, PATH_RMS),
+            schedules=_ON_PATHS,
             solvers=_DETERMINISTIC,
         )
 
     return [work(name, model) for name, model in scales.models().items()]
+
+
+def _maps(spaces, shape, device="cpu"):
+    """`Work.maps` of images with this shape, for keys of `metrics.EXTRACTORS`."""
+
+    def map_of(space):
+        network = functools.cache(lambda: metrics.feature_network(space, device=device))
+        return lambda states: network()(to_uint8(states.reshape(-1, *shape)))
+
+    return MappingProxyType({metrics.EXTRACTORS[space].label: map_of(space) for space in spaces})
 
 
 def image_mixture(
@@ -312,6 +335,7 @@ def image_mixture(
         ("pixel W2", "FD-EffNetLite0"),
         runs=3,
         floor=distances(mixture.sample(samples, torch.Generator().manual_seed(2**22))),
+        maps=_maps(["efficientnet-lite0"], shape),
     )
     return [work, work.along_paths(mixture.denoiser, lambda run: start(run, paths)[0])]
 
@@ -388,6 +412,7 @@ def network(
         ("pixel W2", *(metrics.EXTRACTORS[name].label for name in spaces)),
         runs=3,
         floor=distances(test.images[shuffled[:images]]),
+        maps=_maps(spaces, tuple(x.shape[1:]), device),
     )
     return [work, work.along_paths(denoiser, start)]
 
