@@ -74,11 +74,11 @@ DEFAULT = Policy()
 class Plan:
     """A grid and how it was chosen.
 
-    sigmas (n + 1,) descend to 0. method: "measured", "recursion" or "density". goal: the distance that the
-    grid minimises, None for a measured one. solver: its name. misfit: of the curve to the nearest Gaussian spectrum,
-    None where it was not asked. spread: of log c in a robust search, else None. evidence: what the choice rests on, in
-    words. errors: of a measured grid, by name ("EDM", "recursion", ..., "measured"), how far each pilot ended from
-    its converged end, (P,); else empty. calls: of the denoiser, one for each row, that the choice took.
+    sigmas (n + 1,) descend to 0. method: "measured", "recursion" or "density". goal: the distance that the grid
+    minimises, None for a measured one. solver: its name. misfit, spread: of a recursion, that of the curve to the
+    nearest Gaussian spectrum, and the deviation of log c that it allows for; else None. evidence: what the choice rests
+    on, in words. errors: of a measured grid, by name ("EDM", "recursion", ..., "measured"), how far each pilot ended
+    from its converged end, (P,); else empty. calls: of the denoiser, one for each row, that the choice took.
     """
 
     sigmas: torch.Tensor
