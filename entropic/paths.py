@@ -3,7 +3,7 @@
 Pilot noises x_p at sigma_max are walked to convergence once; the ends of these walks are the targets. The solver with
 its n levels ends elsewhere, by r_p. The search moves the levels so that the mean distance E|r_p| falls:
 
-    1. the starts: EDM's levels and the recursion's for the error curve, with its spread and without; the best goes on
+    1. the starts: EDM's levels and several of the recursion for the error curve; the best goes on
     2. J_p = d r_p / d log sigma, by differences along `hats` smooth moves of the levels; each of these walks begins
        at the last state that its move leaves as it was
     3. the step of the log gaps that minimises the mean of |r_p + J_p dz| + a ridge, which cross-validation over the

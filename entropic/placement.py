@@ -23,6 +23,7 @@ alpha = 3/2 - 2/a.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import warnings
@@ -143,9 +144,10 @@ def plan(
     source: a denoiser(x, sigma), or (x, sigma, labels), gives a grid measured on its own paths; a curve gives one by
     calculation, without a call. solver: a name or a `Solver`. sigma_min, sigma_max: the source's own ends unless given
     (0.002 and 80 where a denoiser has none). free_end: whether the last level is free, at sigma_min or above; it is,
-    unless sigma_min is given. A density always ends at sigma_min. free_start: of measured paths, whether the first
-    level is free, at sigma_max or below; it is, unless sigma_max is given. The sampler then starts from noise of that
-    level, sigmas[0] * torch.randn(...), as samplers do.
+    unless sigma_min is given. A density always ends at sigma_min. free_start: whether the first level is free, at
+    sigma_max or below; on measured paths it is, unless sigma_max is given, and from a curve it is not, which does not
+    know the mean of the data: there the mean must be 0. The sampler then starts from noise of that level, sigmas[0] *
+    torch.randn(...), as samplers do.
 
     **A denoiser** (method "measured", see `entropic.paths`): x (P, ...) are pilot noises, states at sigma_max in the
     sampler's dtype, sigma_max * torch.randn(32, ...); 16 to 32 do. labels: of the pilots, a row for each. The grid has
@@ -200,7 +202,6 @@ def plan(
     given |= {
         "store": store,
         "tag": tag or None,
-        "free_start": free_start,
         "method": method if method == "measured" else None,
     }
     for name, value in given.items():
@@ -208,7 +209,8 @@ def plan(
             raise ValueError(
                 f"{name} is given, but the source is an ErrorCurve, which has no paths; pass a denoiser"
             )
-    curve, free_end = source, sigma_min is None if free_end is None else bool(free_end)
+    curve, free_start = source, bool(free_start)
+    free_end = sigma_min is None if free_end is None else bool(free_end)
     if spread is not None:
         if method == "density":
             raise ValueError(f'spread = {spread}, but method = "density"; only "recursion" spreads scales')
@@ -216,6 +218,10 @@ def plan(
     parts, counts = _bins(curve, multiplicity)
     low, high = _check.sigma_range(sigma_min, sigma_max, curve.sigma)
     if method == "density":
+        if free_start:
+            raise ValueError(
+                'free_start = True, but method = "density"; only "recursion" moves the first level'
+            )
         implied = curve.directions is None and curve.dim != 1
         data = implied_spectrum(curve) if implied else None
         time = _curve_density(curve, parts, counts, data, solver, goal, low, high)
@@ -227,7 +233,7 @@ def plan(
     spread, told = (
         (DEFAULT.spread * found**0.5, "by the misfit") if spread is None else (spread, "by the caller")
     )
-    sigmas = _recursion(data, n, solver, goal, low, high, free_end, spread)
+    sigmas = _recursion(data, n, solver, goal, low, high, free_end, spread, free_start)
     why = (
         f"The best grid for Gaussian data with this error curve, their scales spread by {spread:.3g} in log c, "
         f"{told}."
@@ -257,8 +263,8 @@ def _measured(n, denoiser, solver, goal, low, high, free, x, curve, calls, measu
     x, labels = _pilots(x, measuring["labels"], high)
     fine = paths.SEARCH.reference if solver.stochastic else max(paths.SEARCH.reference, 4 * n)
     each = fine + (_LEVELS if curve is None else 0)
-    least = each if solver.stochastic else each + 3 * solver.calls(n)
-    # Beside targets, curve and three starts: one J, which takes half a walk for each of its moves, and four steps.
+    least = each if solver.stochastic else each + (4 if free_start else 3) * solver.calls(n)
+    # Beside targets, curve and starts: one J, which takes half a walk for each of its moves, and four steps.
     search = 0 if solver.stochastic else (min(n - 1, paths.SEARCH.hats) / 2 + 4) * solver.calls(n)
     rows = min(len(x), max(_PILOTS, int(calls / (least + search))))
     if rows * least > calls:
@@ -303,10 +309,12 @@ def _measured(n, denoiser, solver, goal, low, high, free, x, curve, calls, measu
 
     def starts(ends):
         found, spent = own_curve(ends)
-        by_curve = {"recursion": None, "recursion, no spread": 0}
+        by_curve = {"recursion": {}, "recursion, no spread": {"spread": 0}}
+        if free_start:
+            by_curve["recursion, free start"] = {"free_start": True}
         grids = {
-            name: plan(n, found, solver, W2, low, high, free_end=free_end, spread=spread).sigmas
-            for name, spread in by_curve.items()
+            name: plan(n, found, solver, W2, low, high, free_end=free_end, **options).sigmas
+            for name, options in by_curve.items()
         }
         return {"EDM": edm_sigmas(n, low, high)} | grids, spent
 
@@ -357,6 +365,7 @@ def solver_aware_sigmas(
     multiplicity: Numbers | None = None,
     method: str | None = None,
     spread: float | None = None,
+    free_start: bool = False,
     free_end: bool | None = None,
 ) -> torch.Tensor:
     """The levels of `plan`, (n + 1,): the short form, with the goal as a metric.
@@ -366,7 +375,8 @@ def solver_aware_sigmas(
     and errors, as in `plan`.
     """
     goal = None if metric is None and alpha is None else goal_of(metric or "w2", alpha)
-    options = {"multiplicity": multiplicity, "method": method, "spread": spread, "free_end": free_end}
+    options = {"multiplicity": multiplicity, "method": method, "spread": spread}
+    options |= {"free_start": free_start, "free_end": free_end}
     return plan(n, curve, solver, goal, sigma_min, sigma_max, **options).sigmas
 
 
@@ -404,13 +414,14 @@ class _Deviation:
 
     weighed: variances (K,) that the goal weighs, those of the data unless given (`_recursion` spreads the scales of
     the data, not what an error weighs). penalty: times the weighted sum over steps of squared errors, each step from
-    the exact law with an exact past. NumPy, so that torch's modes do not matter.
+    the exact law with an exact past. normal: the start is noise of the first level's deviation, as samplers draw it,
+    and not the exact law there. NumPy, so that torch's modes do not matter.
     """
 
     _H = 1e-30  # complex step: the imaginary part of f(x + i h) / h is f'(x) to rounding
 
-    def __init__(self, data, solver, goal, weighed=None, penalty=0.0):
-        self.solver, self.goal, self.penalty = solver, goal, penalty
+    def __init__(self, data, solver, goal, weighed=None, penalty=0.0, normal=False):
+        self.solver, self.goal, self.penalty, self.normal = solver, goal, penalty, normal
         self.variances, self.multiplicity = (each.numpy() for each in data)
         self.weighed = self.variances if weighed is None else weighed.numpy()
 
@@ -433,11 +444,13 @@ class _Deviation:
             transfers[:, 1, 0] = gains[:-1]
             for one in range(2, memory + 1):
                 transfers[:, one, one - 1] = 1.0
-        ratio, back = self._chain(transfers, noises, gains[-1], 1 + sigma2[0] / c2)
+        start = sigma2[0] / c2
+        ratio, back = self._chain(transfers, noises, gains[-1], start if self.normal else 1 + start)
         terms, slope = self.goal.of_ratios(ratio, self.weighed)
         value, slope = self.multiplicity @ terms, self.multiplicity * slope
-        to_transfers, to_noises, to_last = back(slope)
+        to_transfers, to_noises, to_last, to_start = back(slope)
         gradient = np.zeros(n)
+        gradient[0] += to_start @ (2 * start)
         gain_slope = -2 * gains * (1 - gains)  # in log sigma
         gradient[-1] += to_last @ gain_slope[-1]
         if memory:
@@ -517,7 +530,7 @@ class _Deviation:
                     weight = weight * squares[k]
                 to_transfers = np.zeros_like(transfers)
                 to_transfers[:, 0, 0] = 2 * transfers[:, 0, 0] * to_squares
-                return to_transfers, to_added / self.variances, slope * ratio / last
+                return to_transfers, to_added / self.variances, slope * ratio / last, weight
 
             return ratio, back
         vectors = [np.zeros(transfers.shape[2:])]
@@ -534,7 +547,8 @@ class _Deviation:
             for k in range(count - 1, -1, -1):
                 to_transfers[k] = weight[:, None] * vectors[k]
                 weight = (transfers[k] * weight[:, None]).sum(0)
-            return to_transfers, np.zeros_like(noises), slope * vectors[-1][0]
+            to_start = weight[0] / (2 * vectors[0][0])
+            return to_transfers, np.zeros_like(noises), slope * vectors[-1][0], to_start
 
         return np.abs(signed), back
 
@@ -561,12 +575,15 @@ _LEAST_GAP = 1e-3  # of the mean step in log sigma: two levels closer than that 
 
 
 def _search(data, deviation, n, solver, goal, low, high, free_end):
-    """The best grid that descents from several starts find. The starts depend on the spectrum and the goal."""
+    """The best grid that descents from several starts find. The starts depend on the spectrum and the goal.
+
+    The first level is free, below `high`, where the deviation starts from noise.
+    """
     variances = data.variances
     weights = data.multiplicity * torch.as_tensor(deviation.weighed) ** goal.alpha
     middle = (variances.log().mean() / 2).exp()
 
-    def starts(low):
+    def starts(low, high):
         sigma = log_sigmas(257, low, high)[:-1].flip(0)
         u = 1 / (1 + sigma[:, None].square() / variances)
         yield time_sigmas(n, _density_time(sigma, u, weights, solver, low, high), low, high)
@@ -574,41 +591,41 @@ def _search(data, deviation, n, solver, goal, low, high, free_end):
         yield edm_sigmas(n, low, high)
         yield arctan_sigmas(n, low, high, c=middle.clamp(low, high))
 
+    # A free end belongs somewhat outside the data's scales.
+    ends = [(low, None)]
+    if free_end:
+        inside = [(c / 4).clamp(low * 1.5, high / 4).item() for c in (variances.sqrt().min(), middle)]
+        ends += [(end, low) for end in inside if end > low]
+    tops = [(high, None)]
+    if deviation.normal:
+        top = (4 * variances.sqrt().max()).clamp(2 * max(end for end, _ in ends), high / 1.5).item()
+        tops.append((top, high))
     with progress_bar(f"search of {n} levels", "grid") as bar:
 
         def counted(logs):
             bar.update()
             return deviation(logs)
 
-        return _best(counted, starts, variances, middle, n, low, high, free_end)
-
-
-def _best(deviation, starts, variances, middle, n, low, high, free_end):
-    """The grid of the least deviation that descents from `starts(last level)` find."""
-    if n == 2:
-        only = ending_in_zero(torch.tensor([high, low], dtype=torch.float64))
-        found = [(deviation(only[:-1].log().numpy())[0], only)]
-    else:
-        found = [_descend(deviation, start, None, _ROUGH) for start in starts(low)]
-    if free_end:
-        for c in (variances.sqrt().min(), middle):  # the last level belongs somewhat below the data's scales
-            above = (c / 4).clamp(low * 1.5, high / 4).item()
-            if above > low:
-                found += [_descend(deviation, start, low, _ROUGH) for start in starts(above)]
-    # The descents that came lowest go on; the others have ended in worse places.
-    found = sorted(found, key=lambda pair: pair[0])[:_FINALISTS]
-    if n > 2:
-        ends = [None if not free_end else low for _ in found]
-        found = [
-            _descend(deviation, grid, end, _FINE) for (_, grid), end in zip(found, ends, strict=True)
-        ] + found
+        found = []
+        for (end, least), (top, most) in itertools.product(ends, tops):
+            if n == 2 and least is None and most is None:
+                only = ending_in_zero(torch.tensor([high, low], dtype=torch.float64))
+                found.append((deviation(only[:-1].log().numpy())[0], only))
+            else:
+                found += [_descend(counted, start, least, most, _ROUGH) for start in starts(end, top)]
+        # The descents that came lowest go on; the others have ended in worse places.
+        found = sorted(found, key=lambda pair: pair[0])[:_FINALISTS]
+        if n > 2:
+            free = low if free_end else None, high if deviation.normal else None
+            found = [_descend(counted, grid, *free, _FINE) for _, grid in found] + found
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def _recursion(data, n, solver, goal, low, high, free_end, spread):
+def _recursion(data, n, solver, goal, low, high, free_end, spread, free_start=False):
     """The best grid for data whose log c has this standard deviation about those of a spectrum."""
     if spread < 1e-6:  # the misfit of a spectrum that fits to rounding
-        return _search(data, _Deviation(data, solver, goal), n, solver, goal, low, high, free_end)
+        deviation = _Deviation(data, solver, goal, normal=free_start)
+        return _search(data, deviation, n, solver, goal, low, high, free_end)
     # With coarser nodes a search finds the gaps between them.
     count = max(5, math.ceil(16 * spread))
     nodes, shares = (torch.as_tensor(values) for values in np.polynomial.hermite_e.hermegauss(count))
@@ -617,23 +634,23 @@ def _recursion(data, n, solver, goal, low, high, free_end, spread):
     weighed = data.variances.repeat_interleave(len(nodes))  # what an error weighs is a matter of the spectrum
     wide = type(data)(scattered, counts)
     own_errors = DEFAULT.own_errors * spread**2 if solver.memory else 0.0
-    deviation = _Deviation(wide, solver, goal, weighed, own_errors)
+    deviation = _Deviation(wide, solver, goal, weighed, own_errors, free_start)
     return _search(wide, deviation, n, solver, goal, low, high, free_end)
 
 
-def _descend(deviation, sigmas, low=None, effort=_FINE):
+def _descend(deviation, sigmas, low=None, high=None, effort=_FINE):
     """The smallest deviation that L-BFGS meets on its way from a grid, and the grid that has it.
 
-    With `low` the last level is free, above `low`; otherwise it stays. A step in log sigma is at least _LEAST_GAP times
-    the mean step, and so is the distance from a free last level to `low`: two levels never meet, since a solver may
-    divide by the step.
+    With `low` the last level is free, above `low`, and with `high` the first one, below `high`; otherwise they stay. A
+    step in log sigma is at least _LEAST_GAP times the mean step, and so is the distance from a free level to its bound:
+    two levels never meet, since a solver may divide by the step.
     """
     from scipy.optimize import minimize
 
     logs = sigmas[:-1].log().numpy()
-    ends = logs if low is None else np.append(logs, math.log(low))
+    ends = np.concatenate([*([[math.log(high)]] if high else []), logs, *([[math.log(low)]] if low else [])])
     span, count = ends[0] - ends[-1], len(ends) - 1
-    inner = count - 1  # levels that move
+    moving = slice(0 if high else 1, len(logs) if low else -1)
     share = -np.diff(ends) / span
     start = np.log(np.maximum(share - _LEAST_GAP / count, _LEAST_GAP / count) / (1 - _LEAST_GAP))
     scale = deviation(logs)[0]
@@ -643,12 +660,12 @@ def _descend(deviation, sigmas, low=None, effort=_FINE):
         weight = np.exp(free - free.max())
         weight /= weight.sum()
         grid = logs.copy()
-        grid[1 : inner + 1] = ends[0] - span * np.cumsum(_LEAST_GAP / count + (1 - _LEAST_GAP) * weight)[:-1]
+        grid[moving] = ends[0] - span * np.cumsum(_LEAST_GAP / count + (1 - _LEAST_GAP) * weight)[:-1]
         value, gradient = deviation(grid)
         if value < best[0] * (1 + tie[0]):
             best[:] = value, grid
         # A level hangs on all gaps above it.
-        to_gaps = -span * (1 - _LEAST_GAP) * np.append(np.cumsum(gradient[inner:0:-1])[::-1], 0.0)
+        to_gaps = -span * (1 - _LEAST_GAP) * np.append(np.cumsum(gradient[moving][::-1])[::-1], 0.0)
         return value / scale, weight * (to_gaps - weight @ to_gaps) / scale
 
     if scale > 0:
@@ -657,9 +674,11 @@ def _descend(deviation, sigmas, low=None, effort=_FINE):
         loss(found.x)
     if best[1] is None:
         return scale, sigmas
-    grid = torch.cat([sigmas[:1], torch.from_numpy(best[1][1:]).exp()])
+    grid = torch.from_numpy(best[1]).exp()
+    if high is None:
+        grid[0] = sigmas[0]  # not to rounding
     if low is None:
-        grid[-1] = sigmas[-2]  # not to rounding
+        grid[-1] = sigmas[-2]
     return best[0], ending_in_zero(grid)
 
 

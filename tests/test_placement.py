@@ -741,6 +741,7 @@ def test_bad_input_of_the_optimum(options, message):
         ({"spread": -0.3}, "spread = -0.3"),
         ({"spread": math.nan}, "spread"),
         ({"spread": True}, "spread = True"),
+        ({"free_start": True, "method": "density"}, 'only "recursion" moves'),
         ({"method": "robust"}, "use one of measured, recursion, density"),
         ({"sigma_max": 800.0, "method": "recursion"}, "800"),
         ({"sigma_min": 1e-4, "method": "recursion"}, "outside the curve"),
@@ -817,6 +818,41 @@ def test_a_free_end_reaches_the_implied_spectrum():
     assert found[-2] > 0.01
     least = gaussian_deviation(variances, wanted, "heun", "w2")
     assert gaussian_deviation(variances, found, "heun", "w2") < 1.05 * least
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("normal", [False, True])
+def test_the_gradient_of_the_deviation_in_all_levels(solver, normal):
+    data, logs = spectrum(power_law(1.0, 20)), edm_sigmas(5, 0.01, 8.0)[:-1].log()
+    for goal in (KL, W2):
+        found = placement._Deviation(data, find_solver(solver), goal, normal=normal)(logs.numpy())
+        inner = logs.clone().requires_grad_()
+        sigmas = torch.cat([inner.exp(), torch.zeros(1, dtype=torch.float64)])
+        made = gaussian_law(data.variances, sigmas, solver, start="normal" if normal else "exact")
+        terms = goal.of_ratios((made / data.variances).sqrt(), data.variances)[0]
+        value = data.multiplicity @ terms
+        assert found[0] == pytest.approx(value.item(), rel=1e-10)
+        if (
+            normal
+        ):  # an exact start at another level is another problem: the search keeps the first level then
+            torch.testing.assert_close(
+                torch.as_tensor(found[1]), torch.autograd.grad(value, inner)[0], rtol=1e-8, atol=1e-12
+            )
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("n", [2, 5])
+def test_a_free_start_pays_and_stays_in_the_range(solver, n):
+    variances = power_law(1.0, 30)
+    curve = gaussian_curve(variances, split=False)
+    free, fixed = (
+        plan(n, curve, solver, W2, 0.002, 80, free_end=True, free_start=f).sigmas for f in (True, False)
+    )
+    assert free[0] <= 80 and fixed[0] == 80 and (free.diff() < 0).all() and free[-2] >= 0.002 * (1 - 1e-12)
+    ours, theirs = (
+        gaussian_w2(variances, gaussian_law(variances, s, solver, start="normal")) for s in (free, fixed)
+    )
+    assert ours < 0.9 * theirs
 
 
 def test_the_range_is_the_curve_s_own_unless_given():

@@ -107,8 +107,8 @@ def _oss(work, n, solver):
 
 
 # Name -> function(work, n, solver) that returns sigmas or `rivals.Placed`. All run from HIGH to LOW, with these
-# exceptions: "simple" and "Beta" take the levels of a table of training levels, "OSS" chooses its first and last level,
-# and ours and the tuned EDMs choose their last level.
+# exceptions: "simple" and "Beta" take the levels of a table of training levels, "OSS", "measured" and "free start"
+# choose their first and last level, and ours and the tuned EDMs choose their last level.
 RIVALS = {
     "EDM": lambda work, n, solver: edm_sigmas(n, LOW, HIGH),
     "log": lambda work, n, solver: log_sigmas(n, LOW, HIGH),
@@ -149,6 +149,8 @@ for _goal in ("KL", "0.75", "W2"):
     OURS[f"curve, {_goal}, fixed end"] = functools.partial(_aware, free_end=False, **GOALS[_goal])
 for _goal in ("KL", "0.75"):
     OURS[f"curve, {_goal}, no spread"] = functools.partial(_aware, spread=0, **GOALS[_goal])
+for _goal in ("KL", "W2"):  # right where the mean of the data is 0
+    OURS[f"curve, {_goal}, free start"] = functools.partial(_aware, free_start=True, **GOALS[_goal])
 OURS["measured"] = _measured
 # The same, where a feature network sees the ends: works that have the map alone.
 MAPPED = {f"measured, {space}": space for space in ("FD-FashionCNN", "FD-EffNetLite0")}
