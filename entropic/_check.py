@@ -176,15 +176,16 @@ def multiplicity(value, count):
 
 
 def check_scale(x, name="x"):
-    """Return a whole set of states or pixels; ValueError if it is empty or no value in it is below 0.
+    """Return a whole set of states or pixels; ValueError if it is empty or looks like pixels that start at 0.
 
     Numbers alone cannot tell pixels in [0, 1] from bright ones in [-1, 1]. But in a whole set of pixels in [-1, 1]
     black is -1, and latents are centred near 0: both have negative values. Pixels in [0, 1] or from 0 to 255
-    have none, and a network would denoise them without a warning.
+    have none, and a network would denoise them without a warning. Data all of which lie well above 0, such as the
+    logarithms of a flux, are no pixels.
     """
     if not x.numel():
         raise ValueError(f"{name} has shape {tuple(x.shape)}, so it is empty; pass one state or more")
-    if not (x < 0).any():
+    if 0 <= x.min() <= 0.25 * x.max():
         raise ValueError(
             f"{name} runs from {x.min().item():g} to {x.max().item():g}, as pixels in [0, 1] or from 0 to 255 do; "
             "pass pixels in [-1, 1] (2 x - 1, or to_pixels of uint8) or latents"
