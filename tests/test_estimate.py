@@ -606,10 +606,16 @@ def test_a_network_that_errs_by_more_than_the_variance_of_the_data_gets_no_grid_
 
 
 def test_data_all_of_which_lie_well_above_0_are_no_pixels():
-    x = 8 + torch.rand(100, 3, generator=_generator(0), dtype=F64)
-    assert estimate(lambda y, s: 8.5 + _linear(y - 8.5, s), x, SIGMA, samples=8).eps2.isfinite().all()
+    class Network:
+        shape = 1, 2, 2
+
+        def __call__(self, x, sigma):
+            return 8.5 + _linear(x - 8.5, sigma)
+
+    x = 8 + torch.rand(100, 1, 2, 2, generator=_generator(0), dtype=F64)
+    assert estimate(Network(), x, SIGMA, samples=8).eps2.isfinite().all()
     with pytest.raises(ValueError, match="x runs from .* to .*as pixels in"):
-        estimate(_linear, x - 8, SIGMA, samples=8)
+        estimate(Network(), x - 8, SIGMA, samples=8)
 
 
 def test_the_variance_is_that_of_the_rows_that_were_drawn_and_of_no_few():
