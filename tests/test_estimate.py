@@ -614,7 +614,7 @@ def test_data_all_of_which_lie_well_above_0_are_no_pixels():
 
     x = 8 + torch.rand(100, 1, 2, 2, generator=_generator(0), dtype=F64)
     assert estimate(Network(), x, SIGMA, samples=8).eps2.isfinite().all()
-    with pytest.raises(ValueError, match="x runs from .* to .*as pixels in"):
+    with pytest.raises(ValueError, match=r"x runs from .* to .*as pixels in"):
         estimate(Network(), x - 8, SIGMA, samples=8)
 
 
