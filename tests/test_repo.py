@@ -416,3 +416,10 @@ def test_the_answer_of_the_page_on_galaxies_has_the_numbers_of_its_record():
         assert numbers in answer
     for survey in ("hsc", "ztf"):
         assert of_pilots(survey) in full
+    with (ROOT / "book" / "results" / "galaxies_others" / "gains.csv").open(
+        encoding="utf-8", newline=""
+    ) as file:
+        rows = list(csv.DictReader(file))
+    assert f"the ratio is {told('')} in {len(rows)} rows" in answer
+    quasar = [float(row["measured"]) for row in rows if row["network"] == "quasar-72"]
+    assert max(quasar) < 1.002
