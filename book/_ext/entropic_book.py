@@ -66,7 +66,9 @@ class Spend(SphinxDirective):
             "With JavaScript this is a figure whose levels can be dragged."
         )
         lines = "".join(f"<tr>{line}</tr>" for line in body)
-        table = f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+        table = (
+            f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+        )
         text = f'<div class="spend" id="spend"><noscript>{table}</noscript></div>'
         return [nodes.raw("", text, format="html")]
 

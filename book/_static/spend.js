@@ -544,7 +544,7 @@ const ANSWERS = {
   3: "On wide components the rescaled clock beats the entropic one.",
   4: "No level moved between fixed ends beats the arctangent: its slices are steps of equal length along the exact path. Only a freer last level can.",
   5: "Heun's errors lie at higher noise than those of DDIM, so another grid is best. On a single Gaussian errors of both signs can even cancel.",
-  6: "The last level does nothing at four steps: a higher one is worth more than any clock.",
+  6: "With four levels the last one does nothing: raise it to 0.2, and the divergence falls by a third. The searched grid ends far above 0.002, too.",
 };
 
 function readHash() {
@@ -704,7 +704,7 @@ function mount(root) {
       if (wide > 30) parts.push(`<text class="share" x="${middle.toFixed(1)}" y="${y0 - 5}">${(100 * part[i]).toFixed(part[i] < 0.0995 ? 1 : 0)}%</text>`);
     }
     parts.push(`<path class="curve" d="${xs.map((s, i) => `${i ? "L" : "M"}${xOf(s).toFixed(1)},${height(ys[i]).toFixed(1)}`).join("")}"/>`);
-    parts.push(axis(y0, true));
+    parts.push(axis(y0));
     // (c) the price of each step, at the middle of the step; the last one ends at 0
     const c0 = y0 + gap + 24 + C;
     parts.push(`<text class="title" x="0" y="${c0 - C - 8}">(c) price of each step: ${state.metric === "w2" ? "W2²" : "KL"} if it alone erred</text>`);
@@ -718,12 +718,12 @@ function mount(root) {
         parts.push(`<rect class="price" x="${(a + 0.5).toFixed(1)}" width="${Math.max(1, b - a - 1).toFixed(1)}" y="${level(p).toFixed(1)}" height="${(c0 - level(p)).toFixed(1)}"><title>${i + 1 < n ? `step from ${label(levels[i])} to ${label(levels[i + 1])}` : `step from ${label(levels[i])} to 0`}: ${plain(showing.prices[i])}</title></rect>`);
       });
     }
-    parts.push(axis(c0, false));
+    parts.push(axis(c0));
     // (b) paths and their density
     const b0 = c0 + gap + 6 + B;
-    parts.push(`<text class="title" x="0" y="${b0 - B - 8}">${state.data === "power" ? "(b) standard deviation over the exact one, k = 1, 3, 10, 30, 100, 300" : state.solver === "sddim" ? "(b) quantiles of the law, and the exact density" : "(b) paths of the sampler, and the exact density"}</text>`);
-    parts.push(drawPaths(b0, B), axis(b0, true));
-    parts.push(`<text class="tick" text-anchor="middle" x="${(width + inset) / 2}" y="${b0 + 34}">noise level σ (the sampler walks to the left, to σ = 0)</text>`);
+    parts.push(`<text class="title" x="0" y="${b0 - B - 8}">${state.data === "power" ? "(b) std over the exact one, k = 1, 3, 10, 30, 100, 300" : state.solver === "sddim" ? "(b) quantiles of the law, and the exact density" : "(b) paths of the sampler, and the exact density"}</text>`);
+    parts.push(drawPaths(b0, B), axis(b0));
+    parts.push(`<text class="tick" text-anchor="middle" x="${(width + inset) / 2}" y="${b0 + 34}">noise level σ; the sampler walks left, to 0</text>`);
     // the levels, which can be dragged
     levels.forEach((s, i) => {
       const x = xOf(s).toFixed(1), fixed = i === 0;
@@ -740,8 +740,8 @@ function mount(root) {
     if (held) svg.querySelector(`[data-level="${held}"]`)?.focus();
   }
 
-  function axis(y, labels) {
-    return `<line class="axis" x1="${inset}" x2="${width}" y1="${y}" y2="${y}"/>` + (labels ? "" : "")
+  function axis(y) {
+    return `<line class="axis" x1="${inset}" x2="${width}" y1="${y}" y2="${y}"/>`
       + ticks.map((s) => `<line class="axis" x1="${xOf(s)}" x2="${xOf(s)}" y1="${y}" y2="${y + 4}"/><text class="tick" text-anchor="middle" x="${xOf(s)}" y="${y + (y < 180 ? 33 : 16)}">${s}</text>`).join("")
       + `<text class="tick" text-anchor="middle" x="${inset + 4}" y="${y + (y < 180 ? 33 : 16)}">0</text>`;
   }
@@ -797,14 +797,14 @@ function mount(root) {
     const parts = [], left = 8, right = W - 8, y0 = H - 24;
     let title;
     if (state.data === "power") {
-      title = "(d) generated over true standard deviation, by direction k";
+      title = "(d) generated over true std, by k";
       const r = data.variances.map((c2) => ratios(c2, state.solver, levels)[levels.length]);
       const most = Math.max(1.2, Math.min(2, Math.max(...r))), x = (k) => left + 20 + (right - left - 20) * Math.log(k) / Math.log(300), y = (v) => y0 - (y0 - 24) * Math.min(v, most) / most;
       parts.push(`<line class="data" x1="${x(1)}" x2="${x(300)}" y1="${y(1)}" y2="${y(1)}"/>`, `<text class="tick" x="${left}" y="${y(1) + 4}">1</text>`);
       parts.push(`<path class="made" d="${r.map((v, i) => `${i ? "L" : "M"}${x(i + 1).toFixed(1)},${y(v).toFixed(1)}`).join("")}"/>`);
       for (const k of [1, 10, 100]) parts.push(`<text class="tick" text-anchor="middle" x="${x(k)}" y="${y0 + 16}">k = ${k}</text>`);
     } else {
-      title = "(d) density: data (filled), generated (line)";
+      title = "(d) √density: data filled, generated line";
       const w = state.w, span = state.data === "gaussian" ? 4 * w : Math.max(...data.mixture.means.map(Math.abs)) + 3.5 * Math.max(w, 0.05);
       const at = [];
       for (let i = 0; i <= 160; i++) at.push(-span + 2 * span * i / 160);
@@ -823,7 +823,6 @@ function mount(root) {
       const line = (values) => values.map((v, i) => `${i ? "L" : "M"}${x(ys[i]).toFixed(1)},${y(v || 0).toFixed(1)}`).join("");
       parts.push(`<path class="data" d="${line(p)}L${right},${y0}L${left},${y0}Z"/><path class="made" d="${line(q)}"/>`);
       for (const t of state.data === "gaussian" ? [-2 * w, 0, 2 * w] : [-1, 0, 1, 2]) if (Math.abs(t) < span) parts.push(`<text class="tick" text-anchor="middle" x="${x(t)}" y="${y0 + 16}">${+t.toPrecision(2)}</text>`);
-      parts.push(`<text class="tick" text-anchor="end" x="${right}" y="34">height: square root</text>`);
     }
     parts.push(`<line class="axis" x1="${left}" x2="${right}" y1="${y0}" y2="${y0}"/><text class="title" x="0" y="12">${title}</text>`);
     box.innerHTML = `<svg role="img" aria-label="${title}" viewBox="0 0 ${W} ${H}">${parts.join("")}</svg>`;
@@ -855,7 +854,7 @@ function mount(root) {
       parts.push(`<text class="name${one.mine ? " mine" : ""}" text-anchor="end" x="${left - 6}" y="${y + 12}">${NAMES[one.name]}${one.note ? " *" : ""}</text><rect class="bar${one.mine ? " mine" : ""}" x="${left}" y="${y}" width="${(end - left).toFixed(1)}" height="${row - 6}"><title>${NAMES[one.name]}: ${plain(one.value)}${unit()} ${one.note}</title></rect><text class="tick" x="${(end + 4).toFixed(1)}" y="${y + 12}">${one.value === Infinity ? "∞" : one.value === known.value ? "best" : `× ${t >= 1e4 ? t.toExponential(0) : t.toPrecision(3)}`}</text>`);
     });
     const H = 30 + found.length * row, stars = [...new Set(found.map((one) => one.note).filter(Boolean))];
-    const title = `(e) ${state.metric === "w2" ? "W2²" : "KL"} as a multiple of the best known, ${plain(known.value)}${unit()}`;
+    const title = `(e) ${state.metric === "w2" ? "W2²" : "KL"} ÷ best known, ${plain(known.value)}${unit()}`;
     const reply = guess === null ? "" : verdict(found);
     box.dataset.shown = "bars";
     box.innerHTML = `<svg role="img" aria-label="${escapeText(`${title}: ${found.map((one) => `${NAMES[one.name]} ${plain(times(one.value))}`).join(", ")}`)}" viewBox="0 0 ${W} ${H}"><text class="title" x="0" y="12">${title}</text>${parts.join("")}</svg>${stars.length ? `<p class="spend-small">* ${stars.join("; ")}.</p>` : ""}<p class="spend-small">${reply}</p>`;

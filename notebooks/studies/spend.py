@@ -1,10 +1,10 @@
-"""The grids of the page "Spend your steps" that a browser cannot work out: the solver-aware ones, and the best known.
+"""The grids of the page "Spend your steps" that a browser cannot work out: the solver-aware ones, and searched ones.
 
     python -m studies.spend                        # what is missing in book/_static/spend_grids.js
     python -m studies.spend --out other.js --all   # everything anew, about an hour on one core
 
 The file assigns one object to `window.SPEND_GRIDS`, so that a page opened from a disk can read it. The entry
-"data/w/solver/metric/n" of `grids` holds two lists, the solver-aware levels and the best known: log(sigma / 80) of
+"data/w/solver/metric/n" of `grids` holds two lists, the solver-aware levels and the searched ones: log(sigma / 80) of
 each level but the first, which is 80. A power law has no w. `table` are the rows that a reader without JavaScript sees.
 """
 
@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,13 @@ from entropic.gaussian import gaussian_deviation
 from entropic.solvers import find_solver
 from studies.report import BOOK
 
-__all__ = ["SOLVERS", "WIDTHS", "curve_of", "divergence", "grids_of", "mixture", "read", "schedules"]
+__all__ = ["MEANS", "SOLVERS", "WIDTHS", "curve_of", "divergence", "grids_of", "mixture"]
+__all__ += ["name_of", "read", "schedules", "states"]
 
 GRIDS = BOOK / "_static" / "spend_grids.js"
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 WIDTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+MIXED = {"fifteen": (0.005, 0.02, 0.05, 0.2, 0.5), "two": (0.02, 0.2)}  # of these, those of the mixtures
 COUNTS = (4, 5, 6, 8, 10, 12, 16, 24, 32)
 SOLVERS = {"ddim": "ddim", "heun": "heun", "2m": "dpmpp_2m", "sddim": "ddim_stochastic"}
 _ZERO = torch.zeros(1, dtype=torch.float64)
@@ -104,17 +107,15 @@ def schedules(n, curve, rho=7.0):
     }
 
 
-def grids_of(data, width, solver, metric, n, curve, more=()):
-    """The solver-aware and the best known sigmas (n + 1,) of a state; `more` are further grids to start a search at."""
+def grids_of(data, width, solver, metric, n, curve):
+    """The solver-aware and the searched sigmas (n + 1,) of a state."""
     ends = {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}
     name, goal = SOLVERS[solver], W2 if metric == "w2" else KL
     aware = plan(n, curve, name, goal, **ends, free_end=True).sigmas
     if data in ("gaussian", "power"):
         variances = VARIANCES if data == "power" else torch.tensor([width**2], dtype=torch.float64)
         return aware, gaussian_optimal_sigmas(variances, n, name, metric, **ends, free_end=True)
-    starts = [aware, *schedules(n, curve).values(), *more]
-    one = torch.tensor([1.0], dtype=torch.float64)
-    starts.append(gaussian_optimal_sigmas(one, n, name, **ends, free_end=True))
+    starts = [aware, *schedules(n, curve).values()]
     search = _Search(data, width, name)
     tried = [aware, search.descend(min(starts, key=search.rough))]
     return aware, min(tried, key=search.rough)
@@ -138,7 +139,6 @@ class _Search:
         self.y = (self.means[:, None] + width * torch.as_tensor(self._NODES)).flatten()
         self.weight = torch.as_tensor(weight / weight.sum()).repeat(len(self.means)) / len(self.means)
         self.far = torch.as_tensor(np.sort(self._FAR)) * SIGMA_MAX
-        self.log_p = self.log_density(self.y, 0.0)
         self.z = None
 
     def log_density(self, y, sigma):
@@ -160,7 +160,7 @@ class _Search:
             return torch.stack([x - own * (x - mean), gain * slope])
 
         state, past = torch.stack([z, torch.ones_like(z)]), ()
-        for sigma, following in zip(levels[:-1], levels[1:], strict=True):
+        for sigma, following in pairwise(levels):
             state, _, _, past = self.solver.step(denoise, state, sigma, following, past)
         return denoise(state, levels[-1])
 
@@ -186,7 +186,7 @@ class _Search:
         value = np.maximum.accumulate(self.map(self.far, levels)[0].numpy())
         at = np.searchsorted(value, self.y.numpy()).clip(1, len(value) - 1)
         low, high = self.far[at - 1], self.far[at]
-        for _ in range(30):
+        for _ in range(20):
             middle = (low + high) / 2
             below = self.map(middle, levels)[0] < self.y
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
@@ -232,24 +232,23 @@ class _Search:
             value.backward()
             return value.item(), free.grad.numpy()
 
-        minimize(loss, gaps.log().numpy(), jac=True, method="L-BFGS-B", options={"maxfun": 80, "ftol": 1e-8})
+        minimize(loss, gaps.log().numpy(), jac=True, method="L-BFGS-B", options={"maxfun": 40, "ftol": 1e-7})
         return torch.cat([best[1], _ZERO])
 
 
-def states(widths=WIDTHS, counts=COUNTS):
+def states():
     """(data, w, solver, metric, n) of every entry. At w = 1 the mixtures are the one Gaussian, and are left out."""
-    for n in counts:
+    for n in COUNTS:
         for solver in SOLVERS:
             for metric in ("kl", "w2"):
                 yield "power", None, solver, metric, n
-            for width in widths:
+            for width in WIDTHS:
                 yield "gaussian", width, solver, "kl", n
-    for data in ("two", "fifteen"):
+    for data, some in MIXED.items():
         for solver in ("ddim", "2m", "heun"):
-            for n in counts:
-                for width in widths[::-1]:
-                    if width < 1:
-                        yield data, width, solver, "kl", n
+            for width in some:
+                for n in COUNTS:
+                    yield data, width, solver, "kl", n
 
 
 def name_of(data, width, solver, metric, n):
@@ -280,6 +279,8 @@ def main(words=None):
     fresh = options.all or not options.out.is_file()
     kept = {"widths": WIDTHS, "counts": COUNTS, "means": MEANS, "directions": DIRECTIONS}
     kept |= {"table": table(), "grids": {} if fresh else read(options.out)["grids"]}
+    wanted = {name_of(*state) for state in states()}
+    kept["grids"] = {name: grids for name, grids in kept["grids"].items() if name in wanted}
     curves = {}
     for state in states():
         data, width, solver, metric, n = state
@@ -290,7 +291,7 @@ def main(words=None):
         found = grids_of(data, width, solver, metric, n, curve)
         kept["grids"][name] = [_written(sigmas) for sigmas in found]
         print(name, file=sys.stderr)
-        if len(kept["grids"]) % 20 == 0:
+        if len(kept["grids"]) % 5 == 0:
             _write(options.out, kept)
     _write(options.out, kept)
 
