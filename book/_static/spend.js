@@ -681,7 +681,7 @@ function mount(root) {
     const { value, levels } = showing, part = shares(), least = Math.min(...part), most = Math.max(...part);
     const known = revealed ? best() : null;
     const equal = most - least < 1e-4 ? `equal slices of ${NAMES[drawnClock().name]} time, ${(100 * part[0]).toFixed(1)} % each` : `slices of ${NAMES[drawnClock().name]} time from ${(100 * least).toFixed(1)} to ${(100 * most).toFixed(1)} %`;
-    const text = `${measure()} = ${plain(value)}${unit()} with the ${NAMES[state.schedule]} levels (n = ${levels.length}, ${SOLVERS[state.solver]}); ${equal}.`
+    const text = `${measure()} = ${plain(value)}${unit()} with ${state.schedule === "yours" ? "your" : `the ${NAMES[state.schedule]}`} levels (n = ${levels.length}, ${SOLVERS[state.solver]}); ${equal}.`
       + (known && known.value >= 1e-9 ? ` ${plain(value / known.value)} times the best known.` : "");
     find(".spend-status").textContent = text;
   }
@@ -732,7 +732,7 @@ function mount(root) {
     parts.push(axis(c0));
     // (b) paths and their density
     const b0 = c0 + gap + 6 + B;
-    parts.push(`<text class="title" x="0" y="${b0 - B - 8}">${state.data === "power" ? "(b) std over the exact one, k = 1, 3, 10, 30, 100, 300" : state.solver === "sddim" ? "(b) quantiles of the law, and the exact density" : "(b) paths of the sampler, and the exact density"}</text>`);
+    parts.push(`<text class="title" x="0" y="${b0 - B - 8}">${state.data === "power" ? "(b) std ÷ exact, k = 1, 3, 10, 30, 100, 300" : state.solver === "sddim" ? "(b) quantiles of the law, and the exact density" : "(b) paths of the sampler, and the exact density"}</text>`);
     parts.push(drawPaths(b0, B), axis(b0));
     parts.push(`<text class="tick" text-anchor="middle" x="${(width + inset) / 2}" y="${b0 + 34}">noise level σ; the sampler walks left, to 0</text>`);
     // the levels, which can be dragged
@@ -859,7 +859,7 @@ function mount(root) {
     }
     const found = all(), known = best(), floor = Math.max(known.value, 1e-9), W = Math.max(280, Math.round(box.clientWidth || 400)), row = 21;
     const times = (v) => Math.max(1, v / floor), most = Math.max(10, ...found.map((one) => Number.isFinite(one.value) ? times(one.value) : 1));
-    const left = 92, x = (v) => left + (W - left - 66) * Math.log(Math.min(v, most)) / Math.log(most), parts = [];
+    const left = 100, x = (v) => left + (W - left - 66) * Math.log(Math.min(v, most)) / Math.log(most), parts = [];
     found.forEach((one, i) => {
       const y = 24 + i * row, t = times(one.value), end = one.value === Infinity ? W - 62 : Math.max(left + 3, x(t));
       parts.push(`<text class="name${one.mine ? " mine" : ""}" text-anchor="end" x="${left - 6}" y="${y + 12}">${NAMES[one.name]}${one.note ? " *" : ""}</text><rect class="bar${one.mine ? " mine" : ""}" x="${left}" y="${y}" width="${(end - left).toFixed(1)}" height="${row - 6}"><title>${NAMES[one.name]}: ${plain(one.value)}${unit()} ${one.note}</title></rect><text class="tick" x="${(end + 4).toFixed(1)}" y="${y + 12}">${one.value === Infinity ? "∞" : one.value === known.value ? "best" : `× ${t >= 1e4 ? t.toExponential(0) : t.toPrecision(3)}`}</text>`);
