@@ -1,7 +1,7 @@
 """The grids of the page "Spend your steps" that a browser cannot work out: the solver-aware ones, and searched ones.
 
     python -m studies.spend                        # what is missing in book/_static/spend_grids.js
-    python -m studies.spend --out other.js --all   # everything anew, about an hour on one core
+    python -m studies.spend --out other.js --all   # everything anew, about half an hour on one core
 
 The file assigns one object to `window.SPEND_GRIDS`, so that a page opened from a disk can read it. The entry
 "data/w/solver/metric/n" of `grids` holds two lists, the solver-aware levels and the searched ones: log(sigma / 80) of
