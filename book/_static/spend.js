@@ -56,13 +56,17 @@ function mixture(means, w2) {
   return { means: m, w2, at, logDensity, logTail };
 }
 
-/** log erfc(x), erfc to 1.2e-7 of itself: the Chebyshev fit of Press et al., Numerical Recipes, section 6.2. */
+/** log erfc(x), to about 1e-10: the power series of erf near 0, the continued fraction of erfc beyond. */
 function logErfc(x) {
-  const z = Math.abs(x), t = 1 / (1 + 0.5 * z);
-  const fit = -1.26551223 + t * (1.00002368 + t * (0.37409196 + t * (0.09678418 + t * (-0.18628806 + t * (0.27886807
-    + t * (-1.13520398 + t * (1.48851587 + t * (-0.82215223 + t * 0.17087277))))))));
-  const found = Math.log(t) - z * z + fit;
-  return x < 0 ? Math.log(2 - Math.exp(found)) : found;
+  if (x < -2) return Math.log(2 - Math.exp(logErfc(-x)));
+  if (x < 2) {
+    let term = x, sum = x;
+    for (let k = 1; k < 60 && Math.abs(term) > 1e-14 * Math.abs(sum); k++) { term *= -x * x / k; sum += term / (2 * k + 1); }
+    return Math.log(1 - 2 / Math.sqrt(Math.PI) * sum);
+  }
+  let f = 0;
+  for (let k = x < 4 ? 40 : 15; k > 0; k--) f = k / 2 / (x + f);
+  return -x * x - Math.log(Math.sqrt(Math.PI) * (x + f));
 }
 
 /** The data of a state, with its error curve: eps2 at 385 noise levels, and both clocks as integrals of it. */
