@@ -526,12 +526,13 @@ function distance(state, levels) {
   if (data.variances) return gaussianDistance(data, state, (c2) => ratios(c2, state.solver, levels)[levels.length]);
   return divergence(walkOf(data.mixture, state.solver, levels));
 }
-function prices(state, levels) {
+function price(state, levels, i) {
   const data = dataOf(state);
-  return levels.map((_, i) => data.variances
+  return data.variances
     ? gaussianDistance(data, state, (c2) => ratioOfStep(c2, state.solver, levels, i))
-    : divergence(stepOf(data.mixture, state.solver, levels, i)));
+    : divergence(stepOf(data.mixture, state.solver, levels, i));
 }
+const prices = (state, levels) => levels.map((_, i) => price(state, levels, i));
 
 const mathematics = { divergence, LOW, HIGH, dataOf, levelsOf, clockOf, distance, prices, ratios, resample, law, walkOf, flow, mixture, precomputed, nearest, remember, meanSquaredError };
 window.SpendYourSteps = mathematics;
@@ -656,12 +657,16 @@ function mount(root) {
     drawAxis(); drawBars(); drawDensity(); tell();
     clearTimeout(timer);
     timer = setTimeout(() => { // what may come later: the prices, then the other schedules one by one
-      if (mine !== run) return;
-      showing.prices = prices(state, levels);
-      drawAxis();
-      const rest = Object.keys(NAMES).filter((name) => name !== "yours");
+      const found = [], rest = Object.keys(NAMES).filter((name) => name !== "yours");
       (function next() {
         if (mine !== run) return;
+        if (found.length < levels.length) {
+          const until = performance.now() + 30;
+          while (found.length < levels.length && performance.now() < until) found.push(price(state, levels, found.length));
+          if (found.length === levels.length) { showing.prices = found; drawAxis(); }
+          setTimeout(next, 0);
+          return;
+        }
         const name = rest.shift();
         if (!name) { root.dataset.done = run; drawBars(); tell(); return; }
         showing.values[name] = valueOf(name);
