@@ -18,6 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # What the tests start finds the package and the studies, as `make` has it.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "notebooks")])
 NOTEBOOKS = list(pages())
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+HINT = (
+    "browser checks: no `chromium` here; apt-get install -y --no-install-recommends chromium fonts-liberation"
+)
 
 
 def run_python(*words, cwd=ROOT, **environment):
@@ -49,7 +56,7 @@ def _run(environment, function, words):
 def pytest_collection_modifyitems(items):
     """Mark `once` what runs notebooks or a browser (one Python version is enough for it); its files are long: first."""
     for item in items:
-        if {"smoke", "project"} & set(item.fixturenames):
+        if {"smoke", "project", "browser"} & set(item.fixturenames):
             item.add_marker("once")
     files = {item.path for item in items if item.get_closest_marker("once")}
     items.sort(key=lambda item: item.path not in files)
@@ -108,3 +115,15 @@ def html(smoke, tmp_path_factory):
     if code:
         pytest.fail(f"the book does not build:\n{said}")
     return smoke.book / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(HINT)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        with playwright.chromium.launch(executable_path=chromium, args=FLAGS) as browser:
+            yield browser

@@ -2,8 +2,6 @@
 
 import http.server
 import io
-import os
-import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +16,6 @@ from tests.conftest import NOTEBOOKS, ROOT
 
 _TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text("utf-8"))
 PAGES = [f"{entry}.html" for entry in [_TOC["root"], *(chapter["file"] for chapter in _TOC["chapters"])]]
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-HINT = (
-    "browser checks: no `chromium` here; apt-get install -y --no-install-recommends chromium fonts-liberation"
-)
 DESKTOP, PHONE = 1280, 390
 
 # What a page shows, asked of the page itself once its formulas are set and its lazy images are loaded.
@@ -47,18 +38,6 @@ FACTS = """() => ({
   links: [...document.querySelectorAll('a[href], link[href]')].map(a => a.getAttribute('href')),
   rerun: document.querySelector('aside.rerun')?.innerText ?? '',
 })"""
-
-
-@pytest.fixture(scope="session")
-def browser():
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(HINT)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        with playwright.chromium.launch(executable_path=chromium, args=FLAGS) as browser:
-            yield browser
 
 
 @pytest.fixture(scope="session")

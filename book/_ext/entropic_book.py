@@ -10,6 +10,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from studies import spend
 from studies.report import read_csv, read_result, result_html
 
 
@@ -48,6 +49,35 @@ class Value(SphinxRole):
             message = self.inliner.reporter.error(f"value {self.text!r}: {error!r}", line=self.lineno)
             return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
         return [nodes.inline("", text.replace("e-0", "e-"), classes=["value"])], []
+
+
+class Spend(SphinxDirective):
+    """The interactive figure "Spend your steps"; a reader without JavaScript gets a table in its place."""
+
+    def run(self):
+        rows = spend.read(Path(self.env.srcdir, "_static", "spend_grids.js"))["table"]
+        cells = [[f"{key}" for key in rows[0]], *([f"{value:.3g}" for value in row.values()] for row in rows)]
+        head, *body = (
+            "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+            for tag, row in zip(["th", *["td"] * len(rows)], cells, strict=True)
+        )
+        caption = (
+            "KL(data || generated) in nats of 15 positions of width w, with 8 levels and deterministic DDIM. "
+            "With JavaScript this is a figure whose levels can be dragged."
+        )
+        lines = "".join(f"<tr>{line}</tr>" for line in body)
+        table = (
+            f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+        )
+        text = f'<div class="spend" id="spend"><noscript>{table}</noscript></div>'
+        return [nodes.raw("", text, format="html")]
+
+
+def spare_scripts(app, pagename, templatename, context, doctree):
+    """Only pages with the interactive figure load its scripts."""
+    if 'class="spend"' not in context.get("body", ""):
+        files = context.get("script_files", [])
+        context["script_files"] = [one for one in files if "spend" not in str(getattr(one, "filename", one))]
 
 
 def rerun_line(app, pagename, templatename, context, doctree):
@@ -100,8 +130,10 @@ def drop_thebe(app):
 def setup(app):
     app.set_html_assets_policy("always")  # captions may hold the only formulas of a page
     app.add_directive("result", Result)
+    app.add_directive("spend", Spend)
     app.add_role("value", Value())
     app.connect("html-page-context", rerun_line)
+    app.connect("html-page-context", spare_scripts)
     app.connect("build-finished", copy_results)
     app.connect("builder-inited", drop_thebe, priority=1)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
