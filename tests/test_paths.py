@@ -233,7 +233,7 @@ def test_other_noises_end_nearer_than_with_edm_s_levels(name, solver, n, share):
 def test_no_pilots_end_farther_than_with_edm_s_levels(name, solver):
     found = plan(4, scale_models()[name].denoiser, solver, x=pilots(8, 64), calls=1400)
     means = {name: errors.mean() for name, errors in found.errors.items()}
-    assert list(means) == ["EDM", "recursion", "recursion, no spread", "measured"]
+    assert list(means) == ["EDM", "recursion", "recursion, no spread", "recursion, free start", "measured"]
     rms = {name: errors.square().mean().sqrt() for name, errors in found.errors.items()}
     allowed = [name for name in means if rms[name] <= rms["EDM"]]
     assert "measured" in allowed and means["measured"] == min(means[name] for name in allowed)
@@ -534,7 +534,7 @@ def test_a_damaged_store_is_computed_anew_and_a_folder_that_is_none_is_told(tmp_
     ],
 )
 def test_bad_input_is_named(options, message):
-    given = {"n": 4, "source": modes, "solver": "heun", "x": pilots(12), "calls": 1800} | options
+    given = {"n": 4, "source": modes, "solver": "heun", "x": pilots(12), "calls": 2100} | options
     with pytest.raises(ValueError, match=message):
         plan(**given)
 
@@ -547,7 +547,6 @@ def test_bad_input_is_named(options, message):
         {"batch": 0},
         {"store": "x"},
         {"tag": "x"},
-        {"free_start": False},
         {"labels": 3},
         {"transform": abs},
         {"curve": GAUSSIAN},
