@@ -49,18 +49,32 @@ def check_finite(name, tensor):
 
 def positive(name, value):
     """Return `value` as a float; ValueError unless it is finite and above 0."""
-    number = as_float64(name, value)
-    if isinstance(value, bool) or number.numel() != 1:
-        raise ValueError(f"{name} = {_short(value)}; pass one number above 0")
-    number = number.item()
+    number = _number(name, value, "above 0")
     if not number > 0:
         raise ValueError(f"{name} = {number}; it must be above 0")
     return number
 
 
-def not_negative(name, value):
-    """Return `value` as a float; ValueError unless it is finite and at least 0."""
-    return 0.0 if not isinstance(value, bool) and value == 0 else positive(name, value)
+def between(name, value, low, high):
+    """Return `value` as a float; ValueError unless it is from `low` to `high`."""
+    number = _number(name, value, f"from {low:g} to {high:g}")
+    if not low <= number <= high:
+        raise ValueError(f"{name} = {number}; it must be from {low:g} to {high:g}")
+    return number
+
+
+def _number(name, value, wanted):
+    number = as_float64(name, value)
+    if isinstance(value, bool | np.bool_) or number.numel() != 1:
+        raise ValueError(f"{name} = {_short(value)}; pass one number {wanted}")
+    return number.item()
+
+
+def flag(name, value):
+    """Return `value` as a bool; ValueError unless it is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} = {_short(value)}; pass True or False")
+    return bool(value)
 
 
 def integer(name, value, minimum):
@@ -176,16 +190,15 @@ def multiplicity(value, count):
 
 
 def check_scale(x, name="x"):
-    """Return a whole set of states or pixels; ValueError if it is empty or looks like pixels that start at 0.
+    """Return a whole set of states or pixels; ValueError if it is empty or no value in it is below 0.
 
     Numbers alone cannot tell pixels in [0, 1] from bright ones in [-1, 1]. But in a whole set of pixels in [-1, 1]
     black is -1, and latents are centred near 0: both have negative values. Pixels in [0, 1] or from 0 to 255
-    have none, and a network would denoise them without a warning. Data all of which lie well above 0, such as the
-    logarithms of a flux, are no pixels.
+    have none, and a network would denoise them without a warning.
     """
     if not x.numel():
         raise ValueError(f"{name} has shape {tuple(x.shape)}, so it is empty; pass one state or more")
-    if 0 <= x.min() <= 0.25 * x.max():
+    if not (x < 0).any():
         raise ValueError(
             f"{name} runs from {x.min().item():g} to {x.max().item():g}, as pixels in [0, 1] or from 0 to 255 do; "
             "pass pixels in [-1, 1] (2 x - 1, or to_pixels of uint8) or latents"

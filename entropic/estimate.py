@@ -131,7 +131,8 @@ def estimate(
     if not torch.is_tensor(x) or not x.is_floating_point() or x.ndim < 2:
         found = f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
         raise ValueError(f"x is {found}; pass a floating tensor (N, ...), scaled as the denoiser expects it")
-    if hasattr(denoiser, "shape"):  # an image network of this package
+    # An image network of this package, unless its data are no pixels.
+    if hasattr(denoiser, "shape") and not getattr(denoiser, "nonnegative", False):
         check_scale(x)
     samples, batch = integer("samples", samples, 2), integer("batch", batch, 1)
     seed = integer("seed", seed, 0)

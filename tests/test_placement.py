@@ -741,6 +741,10 @@ def test_bad_input_of_the_optimum(options, message):
         ({"spread": -0.3}, "spread = -0.3"),
         ({"spread": math.nan}, "spread"),
         ({"spread": True}, "spread = True"),
+        ({"spread": 11.0}, "spread = 11.0; it must be from 0 to 10"),
+        ({"spread": [0.0, 1.0]}, "pass one number from 0 to 10"),
+        ({"free_start": "no"}, "free_start = 'no'; pass True or False"),
+        ({"free_end": math.nan}, "free_end = nan; pass True or False"),
         ({"free_start": True, "method": "density"}, 'only "recursion" moves'),
         ({"method": "robust"}, "use one of measured, recursion, density"),
         ({"sigma_max": 800.0, "method": "recursion"}, "800"),
@@ -853,6 +857,19 @@ def test_a_free_start_pays_and_stays_in_the_range(solver, n):
         gaussian_w2(variances, gaussian_law(variances, s, solver, start="normal")) for s in (free, fixed)
     )
     assert ours < 0.9 * theirs
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_narrow_range_has_grids_too(solver):
+    """With both ends free: one whose levels lie within a factor 1.3."""
+    ends = {"sigma_min": 1.0, "sigma_max": 1.3, "free_start": True, "free_end": True}
+    sigmas = plan(4, gaussian_curve(power_law(1.0, 5)), solver, **ends).sigmas
+    assert (sigmas.diff() < 0).all() and sigmas[-2] >= 1.0 and sigmas[0] <= 1.3
+
+
+def test_the_recursion_asks_no_multiplicity_of_bins():
+    known = gaussian_curve(power_law(1.0, 3), (count := torch.tensor([2.0, 5.0, 1.0])))
+    assert torch.equal(plan(4, known, "heun").sigmas, plan(4, known, "heun", multiplicity=count).sigmas)
 
 
 def test_the_range_is_the_curve_s_own_unless_given():

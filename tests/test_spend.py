@@ -1,6 +1,7 @@
 """The interactive figure "Spend your steps": its numbers against the library, and what a reader does with it."""
 
 import ast
+import json
 import math
 import re
 from urllib.parse import parse_qs
@@ -102,6 +103,14 @@ def answers(browser, address):
     found = tab.evaluate(ASK, states)
     tab.close()
     return list(zip(states, found, strict=True))
+
+
+def test_the_fifteen_positions_are_those_of_the_book():
+    page = json.loads((ROOT / "notebooks" / "one_dimension.ipynb").read_text("utf-8"))
+    code = "".join(line for cell in page["cells"] for line in cell["source"])
+    assert "components = 15 " in code and "seed = 0 " in code
+    assert "x = positions(components, torch.Generator().manual_seed(seed))" in code
+    assert spend.read()["means"] == spend.MEANS
 
 
 def test_divergences_are_those_of_the_library(answers):

@@ -38,6 +38,7 @@ from entropic import (
 from entropic.files import write_atomically
 from entropic.gaussian import gaussian_deviation
 from entropic.solvers import find_solver
+from studies.positions import positions
 from studies.report import BOOK
 
 __all__ = ["MEANS", "SOLVERS", "WIDTHS", "curve_of", "divergence", "grids_of", "mixture"]
@@ -55,13 +56,9 @@ SOLVERS = {"ddim": "ddim", "heun": "heun", "2m": "dpmpp_2m", "sddim": "ddim_stoc
 _ZERO = torch.zeros(1, dtype=torch.float64)
 DIRECTIONS = 300  # of the power law, of variance 1 / k^2
 VARIANCES = torch.arange(1, DIRECTIONS + 1, dtype=torch.float64) ** -2.0
-# The positions of the page "One dimension, exactly" at its seed 0, ascending.
-POSITIONS = [
-    -1.5830655462675702, -1.4574439580654794, -1.2785392821107622, -0.6073508679863626, -0.5137390741858305,
-    -0.47467638229184206, -0.3588409667298212, 0.07473910443641799, 0.3305076330506054, 0.42161933703286236,
-    0.6388143454705496, 0.6850039372878189, 0.8097593005797822, 1.190819875784584, 2.1223925439950473,
-]  # fmt: skip
-MEANS = {"gaussian": [0.0], "two": [-1.0, 1.0], "fifteen": POSITIONS}
+# The fifteen positions are those of the page "One dimension, exactly" at its seed 0.
+_FIFTEEN = positions(15, torch.Generator().manual_seed(0)).sort().values.tolist()
+MEANS = {"gaussian": [0.0], "two": [-1.0, 1.0], "fifteen": _FIFTEEN}
 _PREFIX = "// Made by notebooks/studies/spend.py\nwindow.SPEND_GRIDS = "
 
 

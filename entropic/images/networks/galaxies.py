@@ -97,6 +97,7 @@ class GalaxyDenoiser(nn.Module):
 
     num_classes = 0
     noise_dtype = torch.float64
+    nonnegative = True  # a logarithm of a flux may be above 0 in all pixels
 
     def __init__(self, side, patch=4, hidden=64, patch_width=512, hidden_width=512, blocks=4, t_max=10.0):
         super().__init__()

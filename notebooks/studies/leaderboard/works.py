@@ -29,6 +29,7 @@ from entropic.solvers import HEUN
 from studies import scales
 from studies.leaderboard.names import KL_OF_DATA, KL_OF_GENERATED, PATH, PATH_RMS, SOLVERS, W2_OF_COMPONENTS
 from studies.leaderboard.schedules import HIGH, LOW, MAPPED, RIVALS, SCHEDULES, TUNED_FOR
+from studies.positions import positions
 
 
 class Work(NamedTuple):
@@ -168,15 +169,6 @@ def gaussians():
     return [work(name, variances) for name, variances in spectra.items()]
 
 
-def _positions(components, generator):
-    """Standardised random positions (components, 1), no two closer than 0.02."""
-    while True:
-        x = torch.randn(components, 1, generator=generator, dtype=torch.float64)
-        x = (x - x.mean()) / x.std(correction=0)
-        if x[:, 0].sort().values.diff().min() > 0.02:
-            return x
-
-
 def mixtures(widths=(0.05, 0.3), data_sets=20, components=15):
     """Random mixtures in one dimension with mean 0 and variance 1: exact KL(data || generated).
 
@@ -186,7 +178,7 @@ def mixtures(widths=(0.05, 0.3), data_sets=20, components=15):
     for width in widths:
         generator = torch.Generator().manual_seed(0)
         for index in range(data_sets):
-            x = _positions(components, generator)
+            x = positions(components, generator)[:, None]
             shrink = math.sqrt(1 - width**2)
             mixture = GaussianMixture.isotropic(shrink * x, width) if width else GaussianMixture.points(x)
             halfwidth = float(x[:, 0].sort().values.diff().min() / 2)
