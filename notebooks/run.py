@@ -248,7 +248,7 @@ def _strip_machine(path: Path):
     notebook = json.loads(path.read_text("utf-8"))
     notebook["metadata"].pop("papermill", None)
     for i, cell in enumerate(notebook["cells"]):
-        cell["id"] = f"cell-{i:02d}"
+        cell["id"], cell["source"] = f"cell-{i:02d}", "".join(cell["source"])
         cell["metadata"].pop("papermill", None)
         cell["metadata"].pop("execution", None)
     _write_json(path, notebook)
@@ -501,9 +501,32 @@ def refresh_expected(book: Path, expected: Path):
 # --- html ------------------------------------------------------------------------------------------------
 
 
+def weave(one: Page, book: Path):
+    """Give an executed page the prose and tags that its notebook has now, where the code is still the same."""
+    target, stamp = book / "notebooks" / f"{one.name}.ipynb", book / "_build" / "runs" / f"{one.name}.json"
+    record = _good_run(stamp)
+    if record is None or not target.is_file():
+        return
+    executed = json.loads(target.read_text("utf-8"))
+    done = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
+    with contextlib.suppress(Refused):  # parameters that the notebook no longer has
+        present = one.notebook(record["parameters"])["cells"]
+        code = [cell for cell in present if cell["cell_type"] == "code"]
+        if [cell["source"] for cell in code] == ["".join(cell["source"]) for cell in done]:
+            for cell, ran in zip(code, done, strict=True):
+                cell |= {"outputs": ran["outputs"], "execution_count": ran["execution_count"]}
+            for i, cell in enumerate(present):
+                cell["id"] = f"cell-{i:02d}"
+            woven = executed | {"cells": present}
+            if woven != executed:
+                _write_json(target, woven)
+
+
 def html(book: Path) -> bool:
     """Build the html of the book unless nothing that it shows has changed; True where it is there."""
     build = book / "_build"
+    for one in pages().values():
+        weave(one, book)
     parts = ["*.md", "*.yml", "*.bib", "notebooks/*.ipynb", "_ext/*.py", "_static/**/*", "_build/runs/*.json"]
     parts += ["_build/results/**/*"]
     tree = Tree()

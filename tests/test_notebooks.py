@@ -194,6 +194,32 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new), "utf-8")
 
 
+def test_new_prose_needs_no_run(project):
+    assert ran(make(project, "executed")) == ["first", "claims"]
+    path, page = project / "notebooks" / "first.ipynb", project / "book" / "notebooks" / "first.ipynb"
+    before = nbformat.read(page, 4).cells
+    notebook = nbformat.read(path, 4)
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell("What this shows."))
+    notebook.cells[2].metadata["tags"] = ["hide-input"]
+    nbformat.write(notebook, path)
+    assert ran(make(project, "executed")) == []
+
+    (project / "book" / "_ext").mkdir()
+    (project / "book" / "_ext" / "build.py").touch()  # the weaving is looked at, not the html
+    words = [sys.executable, str(project / "notebooks" / "run.py"), "html"]
+    assert subprocess.run(words).returncode == 0
+    first, prose, last = nbformat.read(page, 4).cells
+    assert prose.source == "What this shows." and last.metadata["tags"] == ["hide-input"]
+    assert [first.outputs, last.outputs] == [cell.outputs for cell in before] and last.outputs
+    woven = page.read_bytes()
+    assert subprocess.run(words).returncode == 0 and page.read_bytes() == woven
+
+    notebook.cells[1].source = "What another result shows."
+    notebook.cells[2].source += "\nprint(n)"
+    nbformat.write(notebook, path)  # the results are of the former code, and the prose stays with it
+    assert subprocess.run(words).returncode == 0 and page.read_bytes() == woven
+
+
 def test_make_runs_what_changed_and_no_more(project):
     assert all("not run" in line for line in states(project).values())
     assert ran(make(project, "executed")) == ["first", "claims"]

@@ -1,8 +1,9 @@
 """What a page's results depend on, each part with a hash of its content.
 
-A page depends on its notebook and parameters, on the modules that it imports and those that they import, on the data
-files that these name, and on what `notebooks/book.yml` says that it reads. Python modules are hashed without comments,
-docstrings and layout, so that a better sentence in one of them makes no page out of date.
+A page depends on the code of its notebook and on its parameters, on the modules that it imports and those that they
+import, on the data files that these name, and on what `notebooks/book.yml` says that it reads. Python modules are
+hashed without comments, docstrings and layout, and notebooks without their prose, so that a better sentence makes no
+page out of date: the prose of a page is taken from its notebook whenever the html is built.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ def inputs(page: Page, parameters: dict, results: Path, tree: Tree) -> dict[str,
     parameters: all that the run has; results: the folder with one folder of results a page
     """
     notebook = page.notebook(parameters)
-    cells = [[cell["cell_type"], cell["source"], cell["metadata"]] for cell in notebook["cells"]]
+    cells = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
     found = {
         _name(page.source): _sha256(cells),
         "parameters": _sha256(parameters),
     }
-    code = "\n".join(_python(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    code = "\n".join(map(_python, cells))
     for module in tree.needed(ast.parse(code)):
         found[_name(module.path)] = module.sha256
         for path in module.data_files:
