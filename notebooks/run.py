@@ -525,6 +525,8 @@ def weave(one: Page, book: Path):
 
 def html(book: Path) -> bool:
     """Build the html of the book unless nothing that it shows has changed; True where it is there."""
+    from studies.report import git_state
+
     build = book / "_build"
     for one in pages().values():
         weave(one, book)
@@ -536,6 +538,8 @@ def html(book: Path) -> bool:
     found |= {name: tree.file(ROOT / name) for name in ("CITATION.cff",) if (ROOT / name).is_file()}
     for name in ("studies.presentation", "studies.report"):
         found[name] = tree.module(name).sha256
+    found["commit"] = git_state()  # of the footer
+    found["repository"] = os.environ.get("BOOK_REPOSITORY", "")
     stamp = build / "html.json"
     with contextlib.suppress(OSError, ValueError):
         if json.loads(stamp.read_text("utf-8")) == found and (build / "html" / "index.html").is_file():

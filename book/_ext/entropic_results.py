@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 from pathlib import Path
 
 from docutils import nodes
+from entropic_citation import book_html, cite_html
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -32,6 +35,9 @@ class Result(SphinxDirective):
 class See(SphinxRole):
     """The number of a saved figure or table, linked to it: ``{see}`one_dimension/kl-against-steps```."""
 
+    class node(nodes.inline):
+        """Holds the place of the link until the chapters have their numbers."""
+
     def run(self):
         notebook, _, id = self.text.partition("/")
         try:
@@ -39,7 +45,24 @@ class See(SphinxRole):
         except ValueError as error:
             message = self.inliner.reporter.error(str(error), line=self.lineno)
             return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
-        return [nodes.inline("", "", classes=["see"], result=(notebook, id))], []
+        return [self.node("", result=(notebook, id))], []
+
+
+class Results(SphinxDirective):
+    """The list of all figures and tables: ``{results}``."""
+
+    class node(nodes.General, nodes.Element):
+        """Holds the place of the list until the chapters have their numbers."""
+
+    def run(self):
+        return [self.node("")]
+
+
+class Citation(SphinxDirective):
+    """How to cite the book, as BibTeX and as text, from CITATION.cff: ``{citation}``."""
+
+    def run(self):
+        return [nodes.raw("", book_html(), format="html")]
 
 
 class Value(SphinxRole):
@@ -73,27 +96,49 @@ def show(app, doctree, docname):
         if found := MARKER.match(node.astext()):
             notebook, id = found.groups()
             sidecar, _ = read_result(notebook, id, _results(app.env))
-            if "rows" not in sidecar and sidecar["kind"] == "table":
+            if sidecar["kind"] == "table" and "rows" not in sidecar:
                 logging.getLogger(__name__).error(f"{notebook}/{id} is of an older run: run {notebook} again")
                 continue
-            page = app.builder.get_relative_uri(docname, f"notebooks/{notebook}")
-            more = (
-                ""
-                if docname == f"notebooks/{notebook}"
-                else f'<a href="{page}#{anchor(sidecar)}">its page</a>'
-            )
+            name, address = number(app.env, sidecar), _address(app, docname, sidecar)
             text = result_html(
-                sidecar, number(app.env, sidecar), lambda name, n=notebook: f"{up}results/{n}/{name}", more
+                sidecar,
+                name,
+                lambda file, n=notebook: f"{up}results/{n}/{file}",
+                address,
+                cite_html(sidecar, name),
             )
             node.replace_self(nodes.raw("", text, format="html"))
-    for node in list(doctree.findall(lambda node: "result" in getattr(node, "attributes", {}))):
-        notebook, id = node["result"]
-        sidecar, _ = read_result(notebook, id, _results(app.env))
-        page = app.builder.get_relative_uri(docname, f"notebooks/{notebook}")
-        link = nodes.reference(
-            "", number(app.env, sidecar), refuri=f"{page}#{anchor(sidecar)}", internal=True
+    for node in list(doctree.findall(See.node)):
+        sidecar, _ = read_result(*node["result"], _results(app.env))
+        address = _address(app, docname, sidecar)
+        node.replace_self(nodes.reference("", number(app.env, sidecar), refuri=address, internal=True))
+    for node in list(doctree.findall(Results.node)):
+        node.replace_self(nodes.raw("", _list(app, docname), format="html"))
+
+
+def _address(app, docname, sidecar) -> str:
+    """Where a result is, from a page: on the page that makes it."""
+    page = f"notebooks/{sidecar['notebook']}"
+    own = "" if docname == page else app.builder.get_relative_uri(docname, page)
+    return f"{own}#{anchor(sidecar)}"
+
+
+def _list(app, docname) -> str:
+    """All figures and tables with their numbers, a list for each chapter, in the order of the book."""
+    folder, text = _results(app.env), ""
+    for page in app.env.toctree_includes[app.config.root_doc]:
+        files = (
+            sorted((folder / page.partition("/")[2]).glob("*.json")) if page.startswith("notebooks/") else []
         )
-        node.replace_self(link)
+        sidecars = [json.loads(file.read_text("utf-8")) for file in files if file.name != "claims.json"]
+        items = "".join(
+            f'<li><a href="{_address(app, docname, one)}">{number(app.env, one)}</a> '
+            f"<code>{one['notebook']}/{one['id']}</code></li>"
+            for one in sorted(sidecars, key=lambda one: (one["kind"], one["number"]))
+        )
+        if items:
+            text += f"<h3>{html.escape(app.env.titles[page].astext())}</h3><ul>{items}</ul>"
+    return f'<div class="results">{text}</div>'
 
 
 def _results(env) -> Path:
@@ -102,6 +147,8 @@ def _results(env) -> Path:
 
 def setup(app):
     app.add_directive("result", Result)
+    app.add_directive("results", Results)
+    app.add_directive("citation", Citation)
     app.add_role("value", Value())
     app.add_role("see", See())
     app.connect("doctree-resolved", show)

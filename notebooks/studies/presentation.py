@@ -19,27 +19,32 @@ def anchor(sidecar: Mapping) -> str:
 
 
 def title(sidecar: Mapping) -> str:
-    """The first sentence of the caption."""
-    return re.split(r"(?<=[.:;]) ", " ".join(sidecar["caption"].split()))[0].rstrip(".:;")
+    """The first sentence of the caption, without its last dot."""
+    return re.split(r"(?<=[.;])\s", " ".join(sidecar["caption"].split()))[0].rstrip(".;")
 
 
-def result_html(sidecar: Mapping, number: str, link: Callable[[str], str], more: str = "") -> str:
+def result_html(
+    sidecar: Mapping, number: str, link: Callable[[str], str], address: str = "", more: str = ""
+) -> str:
     """The html of a saved figure or table.
 
     number: what it is called, such as "Figure 5.3"
     link: gives the address of one of its files
+    address: that of the result itself; "" for that of this page
     more: html that ends the caption
     """
     files, kind = sidecar["files"], sidecar["kind"]
     named = {"csv": files["csv"], "png": files.get("png"), "pdf": files.get("pdf")}
     named["provenance"] = f"{sidecar['id']}.json"
     links = "".join(f' · <a href="{link(name)}">{text}</a>' for text, name in named.items() if name)
+    own = f'<a class="permalink" href="{address or "#" + anchor(sidecar)}" title="Link to {number}">#</a>'
     return (
         f'<figure class="entropic-{kind}" id="{anchor(sidecar)}">'
         f'<div class="frame" tabindex="0" role="group" aria-label="{number}">'
         f"{_image(sidecar, link) if kind == 'figure' else _table(sidecar)}</div>"
         f"<figcaption><p><strong>{number}.</strong> {_text(sidecar['caption'])}</p>"
-        f'<p class="files"><code>{sidecar["notebook"]}/{sidecar["id"]}</code>{links}</p>{more}'
+        f'<p class="files">{own} '
+        f"<code>{sidecar['notebook']}/{sidecar['id']}</code>{links}</p>{more}"
         "</figcaption></figure>"
     )
 
