@@ -530,7 +530,15 @@ def html(book: Path) -> bool:
     build = book / "_build"
     for one in pages().values():
         weave(one, book)
-    parts = ["*.md", "*.yml", "*.bib", "notebooks/*.ipynb", "_ext/*.py", "_static/**/*", "_build/runs/*.json"]
+    parts = [
+        "**/*.md",
+        "*.yml",
+        "*.bib",
+        "notebooks/*.ipynb",
+        "_ext/*.py",
+        "_static/**/*",
+        "_build/runs/*.json",
+    ]
     parts += ["_build/results/**/*"]
     tree = Tree()
     files = sorted({path for part in parts for path in book.glob(part) if path.is_file()})
@@ -538,6 +546,9 @@ def html(book: Path) -> bool:
     found |= {name: tree.file(ROOT / name) for name in ("CITATION.cff",) if (ROOT / name).is_file()}
     for name in ("studies.presentation", "studies.report"):
         found[name] = tree.module(name).sha256
+    found |= {
+        path.relative_to(ROOT).as_posix(): tree.file(path) for path in sorted(ROOT.glob("entropic/**/*.py"))
+    }
     found["commit"] = git_state()  # of the footer
     found["repository"] = os.environ.get("BOOK_REPOSITORY", "")
     stamp = build / "html.json"
