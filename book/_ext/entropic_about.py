@@ -84,8 +84,7 @@ def source_of(docname: str) -> str | None:
     """The file of the repository that a page is made from; None where there is none."""
     folder, _, name = docname.rpartition("/")
     if folder == "notebooks" and name in pages():
-        one = page(name)
-        return (one.filling or one.source).relative_to(ROOT).as_posix()
+        return page(name).source.relative_to(ROOT).as_posix()
     path = ROOT / "book" / f"{docname}.md"
     return path.relative_to(ROOT).as_posix() if path.is_file() else None
 

@@ -1,4 +1,7 @@
-"""The API reference: docstrings, which are plain text with `names` in backticks, become reStructuredText."""
+"""The API reference: docstrings, which are plain text with `names` in backticks, become reStructuredText.
+
+In the prose, code that is a name of the reference, or a call of one, is linked to it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import inspect
 import re
 from functools import cache
 from importlib import import_module
+
+from docutils import nodes
 
 MODULES = ("adapters", "noise", "estimate", "saved", "exact", "rivals", "images.data", "images.generate")
 MODULES += ("images.metrics", "images.networks", "images.pipelines", "images.ready", "images.cost")
@@ -40,39 +45,40 @@ def process(app, what, name, obj, options, lines):
 
 def rst(text: str, parameters=(), own: str = "") -> str:
     """A docstring as reStructuredText: a paragraph for each parameter and error, other letters as they are."""
-    found, block = [], False
+    blocks = []  # of lines: indented ones, an item, or a paragraph
     for line in text.split("\n"):
-        indented = line.startswith("    ") and line.strip()
-        if indented and not block:
-            found += ["", "::", ""]
+        last = blocks[-1] if blocks else []
         if not line.strip():
-            found.append("")
-        elif indented:
-            found.append(line)
+            blocks.append([])
+        elif line.startswith("    ") or (last and last[0].startswith("- ") and line.startswith("  ")):
+            alike = last and (last[0].startswith("    ") or last[0].startswith("- "))
+            last.append(line) if alike else blocks.append([line])
+        elif (
+            not last
+            or last[0].startswith("    ")
+            or line.startswith("- ")
+            or _begins(last[-1], line, parameters)
+        ):
+            blocks.append([line])
         else:
-            starts = re.match(r"([\w*]+(?:, \w+)*): ", line)
-            if block or line.startswith("- ") or (starts and _names(starts[1], parameters)):
-                found.append("")
-            item = line.startswith("- ")
-            found.append(("- " if item else "  " * _within(found)) + _inline(line[2 * item :].strip(), own))
-        block = bool(indented) or (block and not line.strip())
-    return "\n".join(found)
+            last.append(line)
+    return "\n\n".join(_block(lines, own) for lines in blocks if lines)
 
 
-def _names(text: str, parameters) -> bool:
-    return text.endswith(("Error", "Warning")) or all(
-        name.strip("* ") in parameters for name in text.split(",")
-    )
+def _block(lines, own) -> str:
+    if lines[0].startswith("    "):
+        return "\n".join(["::", "", *lines])
+    joined = " ".join(line.strip() for line in lines)
+    return f"- {_inline(joined[2:], own)}" if joined.startswith("- ") else _inline(joined, own)
 
 
-def _within(lines) -> bool:
-    """Whether the next line goes on with an item of a list."""
-    for line in reversed(lines):
-        if not line:
-            return False
-        if line.startswith("- "):
-            return True
-    return False
+def _begins(before: str, line: str, parameters) -> bool:
+    """Whether a line begins what is said of parameters, "x, sigma: ...", or of an error."""
+    starts = re.match(r"([\w*]+(?:, \w+)*): ", line)
+    if not starts or not before.rstrip().endswith((".", ":", ")")):
+        return False
+    names = [name.strip("* ") for name in starts[1].split(",")]
+    return all(name in parameters or name.endswith(("Error", "Warning")) for name in names)
 
 
 def _inline(line: str, own: str) -> str:
@@ -89,9 +95,22 @@ def _code(part: str, own: str) -> str:
     return f":py:obj:`~{full}`\\ " if full and name != own else f"``{name}``\\ "
 
 
+def link(app, doctree, docname):
+    """Link `plan`, `entropic.plan` and `plan(n, curve)` in the prose to what the reference says of them."""
+    entries = app.env.get_domain("py").objects
+    for node in list(doctree.findall(nodes.literal)):
+        name = re.match(r"(?:entropic\.)?(\w+)(?:$|\()", node.astext())
+        entry = entries.get(documented().get(name[1], "")) if name else None
+        if entry and not isinstance(node.parent, (nodes.reference, nodes.title)):
+            page = "" if entry.docname == docname else app.builder.get_relative_uri(docname, entry.docname)
+            address = f"{page}#{entry.node_id}"
+            node.replace_self(nodes.reference("", "", node.deepcopy(), refuri=address, internal=True))
+
+
 def setup(app):
     app.setup_extension("sphinx.ext.autodoc")
     app.config.autodoc_typehints = "none"
     app.config.autodoc_inherit_docstrings = False
     app.connect("autodoc-process-docstring", process)
+    app.connect("doctree-resolved", link)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
