@@ -55,7 +55,7 @@ def repository() -> Repository | None:
     if not address:
         return None
     found = re.fullmatch(
-        r"(https://github\.com/[\w.-]+/[\w.-]+?)/?(?:/tree/([\w.-]+)(?:/([\w./-]+))?)?", address
+        r"(https://github\.com/[\w.-]+/[\w.-]+?)/?(?:/tree/([\w.-]+)(?:/([\w./-]*))?)?", address
     )
     if not found:
         raise ValueError(
