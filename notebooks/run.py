@@ -465,6 +465,8 @@ def compare(results: Path, expected: Path) -> bool:
 
 def refresh_expected(book: Path, expected: Path):
     """Make the results of the book's default profile the expected ones: csv, codecheck.yml, README's figure."""
+    from studies.presentation import title
+
     tree = Tree()
     for one in pages().values():
         name, state = one.name, status(one, book, tree)
@@ -482,9 +484,8 @@ def refresh_expected(book: Path, expected: Path):
             file = sidecar["files"]["csv"]
             (expected / name).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(results / file, expected / name / file)
-            first = re.split(r"(?<=[.:;]) ", " ".join(sidecar["caption"].split()))[0]
             path = f"book/_build/results/{name}/{file}"
-            manifest.append({"file": path, "comment": f"{sidecar['kind']}: {first}"})
+            manifest.append({"file": path, "comment": f"{sidecar['kind']}: {title(sidecar)}"})
     if book == ROOT / "book":
         results = book / "_build" / "results"
         shutil.copyfile(results / "one_dimension" / "width-sweep.png", ROOT / "book" / "readme.png")
@@ -524,16 +525,32 @@ def weave(one: Page, book: Path):
 
 def html(book: Path) -> bool:
     """Build the html of the book unless nothing that it shows has changed; True where it is there."""
+    from studies.report import git_state
+
     build = book / "_build"
     for one in pages().values():
         weave(one, book)
-    parts = ["*.md", "*.yml", "*.bib", "notebooks/*.ipynb", "_ext/*.py", "_static/**/*", "_build/runs/*.json"]
+    parts = [
+        "**/*.md",
+        "*.yml",
+        "*.bib",
+        "notebooks/*.ipynb",
+        "_ext/*.py",
+        "_static/**/*",
+        "_build/runs/*.json",
+    ]
     parts += ["_build/results/**/*"]
     tree = Tree()
     files = sorted({path for part in parts for path in book.glob(part) if path.is_file()})
     found = {path.relative_to(book).as_posix(): tree.file(path) for path in files}
     found |= {name: tree.file(ROOT / name) for name in ("CITATION.cff",) if (ROOT / name).is_file()}
-    found["studies/report.py"] = tree.module("studies.report").sha256
+    for name in ("studies.presentation", "studies.report"):
+        found[name] = tree.module(name).sha256
+    found |= {
+        path.relative_to(ROOT).as_posix(): tree.file(path) for path in sorted(ROOT.glob("entropic/**/*.py"))
+    }
+    found["commit"] = git_state()  # of the footer
+    found["repository"] = os.environ.get("BOOK_REPOSITORY", "")
     stamp = build / "html.json"
     with contextlib.suppress(OSError, ValueError):
         if json.loads(stamp.read_text("utf-8")) == found and (build / "html" / "index.html").is_file():

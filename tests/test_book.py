@@ -15,7 +15,8 @@ from PIL import Image
 from tests.conftest import NOTEBOOKS, ROOT
 
 _TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text("utf-8"))
-PAGES = [f"{entry}.html" for entry in [_TOC["root"], *(chapter["file"] for chapter in _TOC["chapters"])]]
+CHAPTERS = [chapter["file"] for part in _TOC["parts"] for chapter in part["chapters"]]
+PAGES = [f"{entry}.html" for entry in [_TOC["root"], *CHAPTERS]]
 DESKTOP, PHONE = 1280, 390
 
 # What a page shows, asked of the page itself once its formulas are set and its lazy images are loaded.

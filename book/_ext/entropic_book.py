@@ -1,4 +1,4 @@
-"""What this book adds to Jupyter Book: saved results in the prose, their files, and the "rerun this" line."""
+"""What this book adds to Jupyter Book: the interactive figure, the files of results, and the "rerun this" line."""
 
 from __future__ import annotations
 
@@ -8,47 +8,9 @@ import shutil
 from pathlib import Path
 
 from docutils import nodes
-from sphinx.util.docutils import SphinxDirective, SphinxRole
+from sphinx.util.docutils import SphinxDirective
 
 from studies import spend
-from studies.report import read_csv, read_result, result_html
-
-
-class Result(SphinxDirective):
-    """Shows a saved figure or table: ``{result} one_dimension/kl-against-steps``."""
-
-    required_arguments = 1
-
-    def run(self):
-        notebook, _, id = self.arguments[0].partition("/")
-        results = Path(self.env.srcdir, "_build", "results")
-        up = "../" * self.env.docname.count("/")
-        try:
-            sidecar, columns = read_result(notebook, id, results)
-        except ValueError as error:
-            raise self.error(str(error)) from error
-        rows = None
-        if sidecar["kind"] == "table":
-            rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        page = f"{up}notebooks/{notebook}.html#{sidecar['kind'][:3]}-{id}"
-        text = result_html(sidecar, lambda name: f"{up}results/{notebook}/{name}", page, rows)
-        return [nodes.raw("", text, format="html")]
-
-
-class Value(SphinxRole):
-    """A number out of a saved result: ``{value}`one_dimension/kl-against-steps/column/row``` or
-    ``{value}`notebook/id/column/row/.2e``` with its format. Rows count from 0, or from the end with -1."""
-
-    def run(self):
-        try:
-            notebook, id, column, row, *form = self.text.split("/")
-            path = Path(self.env.srcdir, "_build", "results", notebook, f"{id}.csv")
-            value = read_csv(path)[column][int(row)]
-            text = format(value, form[0] if form else ".3g") if isinstance(value, float) else value
-        except (ValueError, KeyError, IndexError, OSError) as error:
-            message = self.inliner.reporter.error(f"value {self.text!r}: {error!r}", line=self.lineno)
-            return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
-        return [nodes.inline("", text.replace("e-0", "e-"), classes=["value"])], []
 
 
 class Spend(SphinxDirective):
@@ -129,9 +91,7 @@ def drop_thebe(app):
 
 def setup(app):
     app.set_html_assets_policy("always")  # captions may hold the only formulas of a page
-    app.add_directive("result", Result)
     app.add_directive("spend", Spend)
-    app.add_role("value", Value())
     app.connect("html-page-context", rerun_line)
     app.connect("html-page-context", spare_scripts)
     app.connect("build-finished", copy_results)

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from fnmatch import fnmatch
 from functools import lru_cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str
     sidecar = _leave(
         out, "figure", id, files, columns, {"caption": caption, "alt": alt, "size": size, **meta}
     )
-    _show(result_html(sidecar, *_links(out)))
+    _show(sidecar, out)
 
 
 def save_table(
@@ -187,10 +187,10 @@ def save_table(
             raise ValueError(f"columns names {key!r}: must be one of {list(rows[0])}")
     table = {key: [row[key] for row in rows] for key in rows[0]}
     out = _out_dir()
-    sidecar = _leave(
-        out, "table", id, {"csv": f"{id}.csv"}, table, {"caption": caption, "head": columns, **meta}
-    )
-    _show(result_html(sidecar, *_links(out), rows=rows[:shown]))
+    lines = [[_plain(row[key]) for key in columns] for row in rows[:shown]]
+    entries = {"caption": caption, "head": columns, "rows": lines, **meta}
+    sidecar = _leave(out, "table", id, {"csv": f"{id}.csv"}, table, entries)
+    _show(sidecar, out)
 
 
 def record_claims(claims: Sequence[Mapping]):
@@ -314,60 +314,6 @@ def read_csv(path) -> dict[str, list]:
     return columns
 
 
-def result_html(sidecar: Mapping, link: Callable[[str], str], source: str | None, rows=None) -> str:
-    """The html of a saved figure or table. `link` gives the address of one of its files."""
-    id, notebook, kind = sidecar["id"], sidecar["notebook"], sidecar["kind"]
-    files = sidecar["files"]
-    if kind == "figure":
-        width, height = (round(96 * v) for v in sidecar["size"])
-        # Wide figures scroll inside their frame on a phone instead of shrinking their letters away.
-        bounds = f"min-width: {round(0.6 * width)}px; max-width: {round(1.2 * width)}px"
-        size = f'width="{width}" height="{height}" style="{bounds}"'
-        alt = html.escape(sidecar["alt"], quote=True)
-        body = "".join(
-            f'<img class="only-{mode}" src="{link(files[key])}" alt="{alt}" loading="lazy" {size}>'
-            for mode, key in (("light", "svg"), ("dark", "svg_dark"))
-        )
-    else:
-        head = sidecar["head"]
-        if rows is None:
-            raise ValueError("rows = None: a table is shown from its rows")
-        names = "".join(f'<th scope="col">{_text(name)}</th>' for name in head.values())
-        lines = "".join("<tr>" + "".join(_cell(row[key]) for key in head) + "</tr>" for row in rows)
-        body = f'<table class="table"><thead><tr>{names}</tr></thead><tbody>{lines}</tbody></table>'
-    number = f"{kind.capitalize()} {sidecar['number']}"
-    named = {
-        "data": files["csv"],
-        "png": files.get("png"),
-        "pdf": files.get("pdf"),
-        "provenance": f"{id}.json",
-    }
-    anchors = [f'<a href="{link(name)}">{text}</a>' for text, name in named.items() if name]
-    if source:
-        anchors.append(f'<a href="{source}">notebook</a>')
-    return (
-        f'<figure class="entropic-{kind}" id="{kind[:3]}-{id}">'
-        f'<div class="frame" tabindex="0" role="group" aria-label="{number}">{body}</div>'
-        f"<figcaption><p><strong>{number}.</strong> {_text(sidecar['caption'])}</p>"
-        f'<p class="files"><code>{notebook}/{id}</code> · {" · ".join(anchors)}</p></figcaption></figure>'
-    )
-
-
-def _cell(value) -> str:
-    value = _plain(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        text = "" if value is None else str(value)
-        return f"<td{' class=short' * (len(text) < 14)}>{_text(text)}</td>"  # a short word is not broken
-    return f'<td class="number">{value if isinstance(value, int) else format(value, ".4g")}</td>'
-
-
-def _text(text: str) -> str:
-    """Text escaped for html; what stands between dollars is marked for MathJax."""
-    parts = [html.escape(part) for part in re.split(r"(?<!\\)\$(.+?)(?<!\\)\$", text)]
-    parts[1::2] = [f'<span class="math notranslate nohighlight">\\({part}\\)</span>' for part in parts[1::2]]
-    return "".join(parts)
-
-
 def _check_text(id, **texts):
     if not isinstance(id, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", id):
         raise ValueError(f"id = {id!r}: must be lower-case letters and digits, joined by hyphens")
@@ -483,31 +429,34 @@ def _results_root(results) -> Path:
     return Path(results or _run().get("results") or "results")
 
 
-def _links(out: Path):
-    """How the html refers to the files: in the book by their address, elsewhere the html contains them."""
-    run = _run()
-    if "out" in run:
-        return (
-            lambda name: f"../results/{run['notebook']}/{name}",
-            f"../_sources/notebooks/{run['notebook']}.ipynb",
-        )
-
-    def link(name):
-        if not name.endswith(".svg"):
-            return f"results/{run['notebook']}/{name}"
-        return "data:image/svg+xml;base64," + base64.b64encode((out / name).read_bytes()).decode()
-
-    return link, None
-
-
-def _show(text: str):
+def _show(sidecar: Mapping, out: Path):
+    """Show a result in a notebook. The book finds it by `data-result`, and makes its html from the sidecar."""
     try:
         from IPython import get_ipython
         from IPython.display import HTML, display
     except ImportError:
         return
     if get_ipython() is not None:
-        display(HTML(text))
+        display(HTML(_marker(sidecar) if "out" in _run() else _by_hand(sidecar, out)))
+
+
+def _marker(sidecar: Mapping) -> str:
+    kind, name = sidecar["kind"], f"{sidecar['notebook']}/{sidecar['id']}"
+    text = html.escape(sidecar["caption"])
+    return f'<figure class="entropic-{kind}" data-result="{name}"><figcaption>{text}</figcaption></figure>'
+
+
+def _by_hand(sidecar: Mapping, out: Path) -> str:
+    """The html of a result in a notebook that nobody weaves into the book: it contains the pictures."""
+    # By a name that is put together: what a page shows is not what its results depend on.
+    presentation = import_module(f"{__package__}.presentation")
+
+    def link(name):
+        if not name.endswith(".svg"):
+            return f"results/{sidecar['notebook']}/{name}"
+        return "data:image/svg+xml;base64," + base64.b64encode((out / name).read_bytes()).decode()
+
+    return presentation.result_html(sidecar, f"{sidecar['kind'].capitalize()} {sidecar['number']}", link)
 
 
 def _save(fig, path: Path, **kwargs):

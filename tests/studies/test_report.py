@@ -1,5 +1,6 @@
 """save_figure, save_table, record_claims: what they leave, the same each time, and what they refuse."""
 
+import ast
 import csv
 import hashlib
 import json
@@ -24,6 +25,7 @@ from studies.report import (
     shade,
     style,
 )
+from studies.sources import Tree
 
 X = torch.linspace(0, 1, 5, dtype=torch.float64)
 CLAIM = dict(
@@ -162,31 +164,32 @@ def test_what_draws_must_be_a_function_that_returns_a_figure():
     plt.close("all")
 
 
-def test_a_table_keeps_all_columns_and_shows_the_chosen(folder, capsys):
-    shown = []
-    rows = [{"name": "a<b", "kl": 0.123456, "n": 3}, {"name": "$\\sigma$", "kl": 2.0, "n": 4}]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "_show", shown.append)
-        save_table(rows, "summary", "A table.", columns={"name": "Name", "kl": "KL"})
-    assert read_csv(folder / "summary.csv") == {
-        "name": ["a<b", "$\\sigma$"],
-        "kl": [0.123456, 2.0],
-        "n": [3, 4],
-    }
-    html = shown[0]
+def test_a_table_keeps_all_columns_and_shows_the_chosen(folder):
+    rows = [{"name": "a<b", "kl": 0.123456, "n": 3}, {"name": "$\\sigma$", "kl": 2.0, "n": 40000}]
+    save_table(rows, "summary", "A table.", columns={"name": "Name", "kl": "KL"})
+    sidecar, columns = read_result("scratch", "summary")
+    assert columns == {"name": ["a<b", "$\\sigma$"], "kl": [0.123456, 2.0], "n": [3, 40000]}
+    html = figures._by_hand(sidecar, folder)
     assert "a&lt;b" in html and "\\(\\sigma\\)" in html and "0.1235" in html and 'class="frame"' in html
-    assert "<th" in html and ">n<" not in html
+    assert "<th" in html and ">n<" not in html and "40000" not in html
+
+
+def test_the_page_shows_cells_as_they_were_saved(folder):
+    """Whole numbers keep their digits, and text that looks like a number is shown as it is printed in the paper."""
+    save_table([{"n": 123456, "paper": "2.10", "ours": 2.1049999, "none": None}], "kinds", "A table.")
+    sidecar, _ = read_result("scratch", "kinds")
+    html = figures._by_hand(sidecar, folder)
+    cells = re.findall("<td[^>]*>([^<]*)</td>", html)
+    assert cells == ["123456", "2.10", "2.105", ""]
 
 
 def test_a_long_table_is_shown_in_part_and_kept_whole(folder):
-    shown = []
     rows = [{"name": f"line {k}"} for k in range(1200)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "_show", shown.append)
-        save_table(rows, "long", "A table.", shown=3)
-        save_table(rows[:3], "short", "A table.", shown=3)
-    assert "line 2<" in shown[0] and "line 3<" not in shown[0]
-    assert "The first 3 of 1,200 lines" in shown[0] and "The first" not in shown[1]
+    save_table(rows, "long", "A table.", shown=3)
+    save_table(rows[:3], "short", "A table.", shown=3)
+    long, short = (read_result("scratch", id)[0] for id in ("long", "short"))
+    assert long["rows"] == short["rows"] == [["line 0"], ["line 1"], ["line 2"]]
+    assert "The first 3 of 1,200 lines" in long["caption"] and "The first" not in short["caption"]
     assert len(read_csv(folder / "long.csv")["name"]) == 1200
 
 
@@ -196,24 +199,22 @@ def test_a_bad_table_is_refused(rows):
         save_table(rows, "summary", "A table.")
 
 
-def test_the_shown_html_has_both_variants_alt_text_and_links(folder):
-    shown = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "_show", shown.append)
-        patch.setenv("ENTROPIC_RUN", json.dumps({"notebook": "scratch", "out": str(folder)}))
-        save(alt='Rising "fast".')
-    html = shown[0]
-    assert html.count('alt="Rising &quot;fast&quot;."') == 2
-    for word in (
-        "only-light",
-        "only-dark",
-        "rise.csv",
-        "rise.pdf",
-        "rise.json",
-        "../results/scratch/",
-        ".ipynb",
-    ):
+def test_the_shown_html_has_both_variants_alt_text_and_files(folder):
+    save(alt='Rising "fast".')
+    html = figures._by_hand(read_result("scratch", "rise")[0], folder)
+    assert html.count('alt="Rising &quot;fast&quot;."') == 2 and "Figure 1" in html
+    assert html.count("data:image/svg+xml;base64,") == 2
+    for word in ("only-light", "only-dark", "scratch/rise.csv", "scratch/rise.pdf", "scratch/rise.json"):
         assert word in html
+
+
+def test_a_page_of_the_book_holds_only_a_marker_of_the_result():
+    """So that how results look is decided when the html is built, and a change of it runs no notebook."""
+    save(caption="A rise, a < b.")
+    marker = figures._marker(read_result("scratch", "rise")[0])
+    assert 'data-result="scratch/rise"' in marker and "a &lt; b" in marker
+    needed = {module.name for module in Tree().needed(ast.parse("import studies.report"))}
+    assert "studies.report" in needed and "studies.presentation" not in needed
 
 
 def test_claims_are_read_back_with_their_notebook(monkeypatch, folder):
