@@ -8,7 +8,9 @@ lightness of 4 in grey, where the markers help; each has a contrast of 3 with it
 from collections import Counter
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 __all__ = ["MOST", "SCHEDULES", "SOLVERS", "draw_levels", "least", "legend", "schedule", "solver"]
 
@@ -76,29 +78,30 @@ def solver(name):
     return {"color": mpl.rcParams["text.color"], "marker": marker, "ls": line}
 
 
-def legend(fig, columns=4):
-    """One legend above all panels of a figure, where it hides no data: each label once.
+def legend(place, columns=4):
+    """One legend above a figure or one of its panels, where it hides no data: each label once.
 
     ValueError: more than `MOST` labels.
     """
+    whole = isinstance(place, Figure)
     found = {
         label: handle
-        for axis in fig.axes
+        for axis in (place.axes if whole else [place])
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     if len(found) > MOST:
-        raise ValueError(f"fig has {len(found)} labelled lines, {list(found)}: draw at most {MOST}")
-    return fig.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns)
+        raise ValueError(f"{len(found)} lines have labels, {list(found)}: draw at most {MOST}")
+    where = {"loc": "outside upper center"} if whole else {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}
+    return place.legend(found.values(), found.keys(), ncols=columns, **where)
 
 
 def least(values):
     """Which name has the least number at how many places, in words for an alt text: "EDM at 2 of 3, log at 1 of 3".
 
-    values: name -> numbers, one for each place
+    values: name -> numbers, one for each place; NaN where there is none
     """
-    first = Counter(
-        min(values, key=lambda name: values[name][k]) for k in range(len(next(iter(values.values()))))
-    )
+    places = range(len(next(iter(values.values()))))
+    first = Counter(min(values, key=lambda name: np.nan_to_num(values[name][k], nan=np.inf)) for k in places)
     return ", ".join(f"{name} at {count} of {first.total()}" for name, count in first.most_common())
 
 

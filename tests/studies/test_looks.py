@@ -82,7 +82,9 @@ def test_unknown_names_are_refused():
 
 
 def test_least_counts_first_places():
-    assert looks.least({"a": [1, 5, 2], "b": [2, 3, 1]}) == "b at 2 of 3, a at 1 of 3"
+    assert (
+        looks.least({"a": [1, 5, 2], "b": [2, 3, 1], "c": [float("nan")] * 3}) == "b at 2 of 3, a at 1 of 3"
+    )
 
 
 def test_legend_takes_seven_lines_and_says_each_once():
@@ -92,7 +94,7 @@ def test_legend_takes_seven_lines_and_says_each_once():
             axis.plot([0, 1], label=str(k))
     assert len(looks.legend(fig).get_texts()) == looks.MOST
     axes[0].plot([0, 1], label="one more")
-    with pytest.raises(ValueError, match="8 labelled lines"):
+    with pytest.raises(ValueError, match="8 lines have labels"):
         looks.legend(fig)
     plt.close(fig)
 
