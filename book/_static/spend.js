@@ -871,7 +871,7 @@ function mount(root) {
     const left = 100, x = (v) => left + (W - left - 66) * Math.log(Math.min(v, most)) / Math.log(most), parts = [];
     found.forEach((one, i) => {
       const y = 24 + i * row, t = times(one.value), end = one.value === Infinity ? W - 62 : Math.max(left + 3, x(t));
-      parts.push(`<text class="name${one.mine ? " mine" : ""}" text-anchor="end" x="${left - 6}" y="${y + 12}">${NAMES[one.name]}${one.note ? " *" : ""}</text><rect class="bar${one.mine ? " mine" : ""}" x="${left}" y="${y}" width="${(end - left).toFixed(1)}" height="${row - 6}"><title>${NAMES[one.name]}: ${plain(one.value)}${unit()} ${one.note}</title></rect><text class="tick" x="${(end + 4).toFixed(1)}" y="${y + 12}">${one.value === Infinity ? "∞" : one.value === known.value ? "best" : `× ${t >= 1e4 ? t.toExponential(0) : t.toPrecision(3)}`}</text>`);
+      parts.push(`<text class="name${one.mine ? " mine" : ""}" text-anchor="end" x="${left - 6}" y="${y + 12}">${NAMES[one.name]}${one.note ? " *" : ""}</text><rect class="bar${one.mine ? " mine" : ""}" style="fill: var(--spend-${one.name}, var(--spend-main))" x="${left}" y="${y}" width="${(end - left).toFixed(1)}" height="${row - 6}"><title>${NAMES[one.name]}: ${plain(one.value)}${unit()} ${one.note}</title></rect><text class="tick" x="${(end + 4).toFixed(1)}" y="${y + 12}">${one.value === Infinity ? "∞" : one.value === known.value ? "best" : `× ${t >= 1e4 ? t.toExponential(0) : t.toPrecision(3)}`}</text>`);
     });
     const H = 30 + found.length * row, stars = [...new Set(found.map((one) => one.note).filter(Boolean))];
     const title = `(e) ${state.metric === "w2" ? "W2²" : "KL"} ÷ best known, ${plain(known.value)}${unit()}`;

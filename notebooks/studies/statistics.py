@@ -5,7 +5,7 @@ import math
 import torch
 from scipy import stats
 
-__all__ = ["column", "interval", "nemenyi", "student", "verdict"]
+__all__ = ["column", "interval", "nemenyi", "plus_minus", "student", "verdict"]
 
 
 def column(rows, name, **where):
@@ -18,6 +18,21 @@ def column(rows, name, **where):
     if not found:
         raise ValueError(f"where = {where}: no row has these entries; pass those of rows that were measured")
     return torch.tensor(found, dtype=torch.float64)
+
+
+def plus_minus(values):
+    """Mean and standard deviation of values (runs,) as text, both to the second digit of the deviation: "12.3 ± 1.4".
+
+    A mean without spread has three digits, or all before the point. ValueError: no value, values not finite.
+    """
+    values = torch.as_tensor(values, dtype=torch.float64)
+    if values.ndim != 1 or not len(values) or not values.isfinite().all():
+        raise ValueError(f"values = {values}; pass finite numbers (runs,) of at least one run")
+    mean, spread = float(values.mean()), float(values.std()) if len(values) > 1 else 0.0
+    if not spread:
+        return f"{mean:,.0f}" if abs(mean) >= 100 else f"{mean:.3g}"
+    places = 1 - math.floor(math.log10(spread))
+    return " ± ".join(f"{round(value, places):,.{max(places, 0)}f}" for value in (mean, spread))
 
 
 def student(count, level=0.95):

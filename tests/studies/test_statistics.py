@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from studies.statistics import column, interval, nemenyi, student, verdict
+from studies.statistics import column, interval, nemenyi, plus_minus, student, verdict
 
 
 def test_student_against_closed_forms_and_printed_tables():
@@ -98,3 +98,19 @@ def test_verdict():
 def test_bad_input_is_named(call, name):
     with pytest.raises(ValueError, match=f"{name} = "):
         call()
+
+
+def test_a_mean_has_the_digits_of_its_spread():
+    # The standard deviation of (m - d, m + d) is d sqrt(2).
+    for mean, d, text in (
+        (12.3456, 0.1, "12.35 ± 0.14"),
+        (0.0123456, 0.00007, "0.012346 ± 0.000099"),
+        (12345.6, 70, "12,346 ± 99"),
+        (12345.6, 700, "12,350 ± 990"),
+        (-0.5, 1.0, "-0.5 ± 1.4"),
+    ):
+        assert plus_minus([mean - d, mean + d]) == text
+    assert (plus_minus([0.123456]), plus_minus([1234.5])) == ("0.123", "1,234")
+    for wrong in ([], [math.nan], [[1.0]]):
+        with pytest.raises(ValueError, match="pass finite numbers"):
+            plus_minus(wrong)
