@@ -1,9 +1,9 @@
 """What the paper says, what was found, and the one rule that gives the verdict.
 
-A claim is tried in cases. A case is a ratio with the two ends of its interval: (ratio, low, high), or one number where the
-value is exact. The claim is written so that a ratio below 1 speaks for it: distance of the better schedule over that of
-the worse one, or an error over what is allowed. `record_claims` counts the cases and asks `rule` for the verdict, so that
-no notebook can give its own.
+A claim is tried in cases. A case is a ratio with the two ends of its interval: (ratio, low, high), or one number where
+the value is exact. The claim is written so that a ratio below 1 speaks for it: distance of the better schedule over that
+of the worse one, or an error over what is allowed. `record_claims` counts the cases and asks `rule` for the verdict, so
+that no notebook can give its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from statistics import median
 
 from studies.report import leave_json, read_json
 
-__all__ = ["TOPICS", "VERDICTS", "outcome", "read_claims", "record_claims", "rule", "show_claims", "show_rule"]
+__all__ = [
+    "TOPICS",
+    "VERDICTS",
+    "outcome",
+    "read_claims",
+    "record_claims",
+    "rule",
+    "show_claims",
+    "show_rule",
+]
 __all__ += ["show_summary", "within"]
 
 TOPICS = (
@@ -40,8 +49,8 @@ def outcome(case):
 def rule(cases, meets=()):
     """The verdict on a claim.
 
-    cases: name -> (ratio, low, high). meets: the names of those cases that meet the condition of the claim, if it has one.
-    A condition that every case meets limits the comparison itself: it was made on one kind of data, or favours one side.
+    cases: name -> (ratio, low, high). meets: names of the cases that meet the claim's condition, if it has one.
+    A condition that every case meets limits the comparison itself: to one kind of data, or because it favours one side.
     """
     fell = {name: outcome(case) for name, case in cases.items()}
     won = {name for name in fell if fell[name] == "won"}
@@ -114,7 +123,9 @@ def read_claims(results=None) -> list[dict]:
             again = _judged({name: claim[name] for name in (*_NEEDED, *_OPTIONAL)})
             if again != claim:
                 wrong = [name for name in again if again[name] != claim.get(name)]
-                raise ValueError(f"claim {claim['id']!r} of {notebook} has other {', '.join(wrong)} than the rule gives")
+                raise ValueError(
+                    f"claim {claim['id']!r} of {notebook} has other {', '.join(wrong)} than the rule gives"
+                )
             found.append({"notebook": notebook, **claim})
     return sorted(found, key=lambda claim: TOPICS.index(claim["topic"]))
 
@@ -138,16 +149,26 @@ def _judged(claim):
     for case, value in claim["cases"].items():
         ratio, low, high = map(float, value if isinstance(value, (list, tuple)) else [value] * 3)
         if not math.isfinite(ratio) or not low <= ratio <= high:
-            raise ValueError(f"case {case!r} of claim {name!r} is {(ratio, low, high)}: must be low <= ratio <= high")
+            raise ValueError(
+                f"case {case!r} of claim {name!r} is {(ratio, low, high)}: must be low <= ratio <= high"
+            )
         # JSON knows no infinity: an interval without bounds becomes as wide as floats are.
         cases[case] = [ratio, max(low, 0.0), min(high, 1e308)]
     condition = claim.get("condition") or {"text": "", "cases": []}
     if bool(condition["text"]) != bool(condition["cases"]) or not set(condition["cases"]) <= set(cases):
-        raise ValueError(f"condition = {condition} of claim {name!r}: must have a text, and names of its cases")
+        raise ValueError(
+            f"condition = {condition} of claim {name!r}: must have a text, and names of its cases"
+        )
     fell = [outcome(case) for case in cases.values()]
     ratios = [case[0] for case in cases.values()]
     told = f"{claim.get('ratio', 'ratio')}: median {median(ratios):.2g}" if ratios else "not run here"
-    spread = f"{min(ratios):.2g} to {max(ratios):.2g} over the cases" if len(ratios) > 1 else "one case" if ratios else ""
+    spread = (
+        f"{min(ratios):.2g} to {max(ratios):.2g} over the cases"
+        if len(ratios) > 1
+        else "one case"
+        if ratios
+        else ""
+    )
     return {
         **{key: claim[key] for key in _NEEDED if key != "cases"},
         "cases": cases,
