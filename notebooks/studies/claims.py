@@ -1,7 +1,7 @@
 """What the paper says, what was found, and the one rule that gives the verdict.
 
 A claim is tried in cases. A case is a ratio with the two ends of its interval: (ratio, low, high), or one number where
-the value is exact. The claim is written so that a ratio below 1 speaks for it: distance of the better schedule over that
+the value is exact. A claim is written so that a ratio below 1 speaks for it: distance of the better schedule over that
 of the worse one, or an error over what is allowed. `record_claims` counts the cases and asks `rule` for the verdict, so
 that no notebook can give its own.
 """
@@ -71,6 +71,7 @@ def within(cases, size, text):
     size: a function of a case's name. text: the sentence, with {} where the range stands. None where there is no such
     range, or where all cases are won.
     """
+    cases = {name: _triple(case) for name, case in cases.items()}
     sizes = sorted({size(name) for name in cases})
     good = [all(outcome(case) == "won" for name, case in cases.items() if size(name) == one) for one in sizes]
     spans = [(i, j) for i in range(len(sizes)) for j in range(i, len(sizes)) if all(good[i : j + 1])]
@@ -134,6 +135,11 @@ _NEEDED = ("id", "topic", "claim", "paper", "shown", "cases")
 _OPTIONAL = ("ratio", "ours", "interval", "condition")
 
 
+def _triple(case):
+    """(ratio, low, high) of a case; an exact value is all three."""
+    return [float(one) for one in (case if isinstance(case, (list, tuple)) else [case] * 3)]
+
+
 def _judged(claim):
     """The claim with plain numbers, its defaults, its counts and its verdict."""
     name = claim.get("id")
@@ -147,7 +153,7 @@ def _judged(claim):
         raise ValueError(f"topic = {claim['topic']!r} of claim {name!r}: must be one of {TOPICS}")
     cases = {}
     for case, value in claim["cases"].items():
-        ratio, low, high = map(float, value if isinstance(value, (list, tuple)) else [value] * 3)
+        ratio, low, high = _triple(value)
         if not math.isfinite(ratio) or not low <= ratio <= high:
             raise ValueError(
                 f"case {case!r} of claim {name!r} is {(ratio, low, high)}: must be low <= ratio <= high"

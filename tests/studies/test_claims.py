@@ -31,8 +31,14 @@ def _folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("case", "fell"),
-    [(WON, "won"), (LOST, "lost"), (OPEN, "undecided")]
-    + [((1.0, 1.0, 1.0), "undecided"), ((0.9, 0.8, 1.0), "undecided"), ((1.1, 1.0, 1.2), "undecided")],
+    [
+        (WON, "won"),
+        (LOST, "lost"),
+        (OPEN, "undecided"),
+        ((1.0, 1.0, 1.0), "undecided"),
+        ((0.9, 0.8, 1.0), "undecided"),
+        ((1.1, 1.0, 1.2), "undecided"),
+    ],
 )
 def test_a_case_is_won_where_its_interval_lies_below_one(case, fell):
     assert outcome(case) == fell
@@ -77,7 +83,7 @@ def test_spectral_does_not_hold():
     ],
 )
 def test_a_range_in_which_all_is_won(ratios, text, names):
-    cases = {size: (ratio,) * 3 for size, ratio in zip(("4", "8", "16", "32"), ratios, strict=True)}
+    cases = dict(zip(("4", "8", "16", "32"), ratios, strict=True))
     assert within(cases, int, "with {} steps") == {"text": text, "cases": names.split()}
 
 

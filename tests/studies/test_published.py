@@ -416,7 +416,7 @@ def test_claims_count_rows():
     alone = _claim("imagenet512")
     assert (alone["verdict"], alone["cases"]) == ("not run here", {})
     # ImageNet-512: 2 networks, 2 snapshots, 2 solvers, 3 NFE, 2 metrics; table 2 repeats rows of 5 and 6
-    assert "of 48 rows" in alone["paper"] and alone["paper"].endswith("FID 16.17 against 32.31")
+    assert "of 48 rows" in alone["paper"] and alone["paper"].endswith("FID 13.64 against 32.31")
     won = _claim("cifar10_edm", _found(3, lambda row, run: 1.0 + (row["schedule"] == "EDM") + 0.1 * run))
     assert (won["verdict"], won["won"]) == ("holds", 6)
     lost = _claim("cifar10_edm", _found(3, lambda row, run: 2.0 - (row["schedule"] == "EDM")))
