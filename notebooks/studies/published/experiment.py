@@ -32,11 +32,11 @@ class Experiment:
     name: its name in `EXPERIMENTS`, under which its results are recorded. tables: of the paper. dataset: as the paper's
     tables call it. networks: as they do ("EDM2-XS": every snapshot of it that is published for the data set), or names
     of snapshots (`images.networks.published`), or paths. curve_network: the smallest of the family, whose error curve
-    all share, at `curve_levels` noise levels with `curve_samples` samples each; from images of `curve_data`: "cifar10", a
-    .npz of x (N, C, H, W) as the network sees it and labels (N,), or "own", its own images (32 steps of Heun).
-    reference: statistics of real images, a published name or a path. chunk: images a network call. Run r has the seeds r images,
-    …, (r + 1) images - 1. compiled: torch.compile with CUDA graphs, on a GPU. keep_images: on the disk, beside their
-    features. store: a folder, under the cache unless absolute.
+    all share, at `curve_levels` noise levels with `curve_samples` samples each. curve_data: whose images it is from,
+    "cifar10", a .npz of x (N, C, H, W) as the network sees it and labels (N,), or "own": the network's (32 steps of
+    Heun). reference: statistics of real images, a published name or a path. chunk: images a network call. Run r has the
+    seeds r images, …, (r + 1) images - 1. compiled: torch.compile with CUDA graphs, on a GPU. keep_images: on the disk,
+    beside their features. store: a folder, under the cache unless absolute.
     ValueError: a schedule, solver or extractor that is not there, numbers that are not, text for true or false.
     """
 
