@@ -68,13 +68,13 @@ cifar10: $(ENVIRONMENT)  ## the schedules' table for the CIFAR-10 network, with 
 	@$(RUN) record image_schedules --as cifar10 -p dataset cifar10 -p weights "$(TRAINED)/cifar10/weights.safetensors" \
 	  -p images 10000 -p chunk 256 -p extractors '[efficientnet-lite0, inception-v3-compat]' -p store cifar10
 
-# Published networks: torchrun fills the store, on as many GPUs as GPUS says; the page is then made from it and recorded.
+# Published networks: torchrun fills the store, on as many GPUs as GPUS says; the page is then made of it alone and recorded.
 define published
 $(PY) -m torch.distributed.run --standalone --nproc-per-node=$(GPUS) -m studies.published $(subst -,_,$@) $(ARGS)
-@$(RUN) record $(subst -,_,$@) $(ARGS)
+@$(RUN) record paper_tables --as $(subst -,_,$@) -p experiment $(subst -,_,$@) $(ARGS)
 endef
 
-cifar10-edm: $(ENVIRONMENT)  ## table 3 with EDM's network: weights, a GPU, hours (see the page on cost; not run here)
+cifar10-edm: $(ENVIRONMENT)  ## table 3 with EDM's network: weights, a GPU, hours (see the page of the paper's tables; not run here)
 	$(published)
 
 ffhq: $(ENVIRONMENT)  ## table 1 with EDM's network, likewise (not run here)
@@ -93,7 +93,7 @@ leaderboard: $(ENVIRONMENT)  ## every schedule on every work that book/results l
 	$(PY) -m studies.leaderboard $(ARGS)
 	@$(RUN) record leaderboard
 
-bench-gpu: $(ENVIRONMENT)  ## images a second, memory and share of a GPU's peak, kept for the page on cost (not run here)
+bench-gpu: $(ENVIRONMENT)  ## images a second, memory and share of a GPU's peak, kept for the page of the paper's tables (not run here)
 	$(PY) -m tests.bench_gpu $(ARGS)
 
 verify: $(ENVIRONMENT)  ## recompute the default profile elsewhere and compare all figures' data with book/expected; the costly checks

@@ -1,6 +1,7 @@
 """Images a second, memory and share of the peak of EDM2-XS on a GPU, random weights. `make bench-gpu`.
 
-Left in book/results/bench_gpu, where the page on cost reads it. Without a CUDA device it says so and measures nothing.
+Left in book/results/bench_gpu, where the page of the paper's tables reads it.
+Without a CUDA device it says so and measures nothing.
 """
 
 import argparse

@@ -14,8 +14,9 @@ import nbformat
 import pytest
 import yaml
 
+from studies.claims import read_claims
 from studies.pages import pages, profiles
-from studies.report import CLAIM_FIELDS
+from studies.report import read_csv
 from tests.conftest import NOTEBOOKS, ROOT, run_python
 
 PROFILES = ("smoke", "default", "recorded", "paper")
@@ -49,9 +50,14 @@ def test_runs_in_smoke_and_leaves_complete_results(smoke, name):
 
 
 def test_claims_are_complete(smoke):
-    found = [c for path in smoke.results.glob("*/claims.json") for c in json.loads(path.read_text("utf-8"))]
-    assert found and all(set(claim) == set(CLAIM_FIELDS) for claim in found)
-    assert len({claim["id"] for claim in found}) == len(found)
+    found = read_claims(smoke.results)  # which gives every verdict anew
+    assert found and len({claim["id"] for claim in found}) == len(found)
+    rows = read_csv(smoke.results / "claims" / "verdicts.csv")
+    assert rows["verdict"] == [claim["verdict"] for claim in found]
+    cases = read_csv(smoke.results / "claims" / "cases.csv")
+    fell = list(zip(cases["claim"], cases["fell"], strict=True))
+    for name, *counts in zip(*(rows[key] for key in ("id", "won", "lost", "undecided")), strict=True):
+        assert counts == [fell.count((name, one)) for one in ("won", "lost", "undecided")]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -115,7 +121,7 @@ def test_unknown_notebook_and_profile_are_refused(tmp_path):
 # --- a project of two tiny notebooks, to see what make does ------------------------------------------------
 
 CLAIMS = (
-    "from studies.report import record_claims\nrecord_claims([])\nprint(1 / n)"  # matplotlib takes a second
+    "from studies.claims import record_claims\nrecord_claims([])\nprint(1 / n)"  # matplotlib takes a second
 )
 CELL = """from studies.report import save_figure
 import matplotlib.pyplot as plt
@@ -418,9 +424,9 @@ def test_lab_opens_the_notebooks_in_this_environment(project):
 
 def test_a_notebook_run_by_hand_shows_what_make_shows(project, tmp_path):
     """By papermill, in another folder, without ENTROPIC_RUN: the record is that of the checkout."""
-    add_cell(project / "notebooks/first.ipynb", "from studies.report import record_claims\nrecord_claims([])")
+    add_cell(project / "notebooks/first.ipynb", "from studies.claims import record_claims\nrecord_claims([])")
     add_cell(project / "notebooks/claims.ipynb", READ)
-    claims = "from studies.report import read_claims, read_result\n"
+    claims = "from studies.claims import read_claims\nfrom studies.report import read_result\n"
     claims += "print(read_result('first', 'line')[1], read_claims())"
     add_cell(project / "notebooks/claims.ipynb", claims)
     assert ran(make(project, "record", "NB=first", "ARGS=-p n 5")) == ["first"]
@@ -459,7 +465,7 @@ def add_cell(path, text):
 def test_record_keeps_the_data_and_the_other_notebooks_read_it(project):
     """Csv and sidecar in book/results, whole or not at all; the book itself is left as it was."""
     (project / "notebooks/params/recorded.yml").write_text("first: {n: 5}\nclaims: {}\n")
-    add_cell(project / "notebooks/first.ipynb", "from studies.report import record_claims\nrecord_claims([])")
+    add_cell(project / "notebooks/first.ipynb", "from studies.claims import record_claims\nrecord_claims([])")
     add_cell(project / "notebooks/claims.ipynb", READ)
     kept, reader = project / "book/results/first", project / "book/notebooks/claims.ipynb"
 

@@ -1,9 +1,8 @@
 """The pages that are made from notebooks: which there are, what each reads, its notebook and its parameters.
 
-``notebooks/book.yml`` lists the pages in the order of the book. A page NAME is ``notebooks/NAME.ipynb``, or, where it
-names a template, ``notebooks/TEMPLATE.ipynb`` filled with the text and the parameters of
-``notebooks/params/TEMPLATE/NAME.yml``. ``notebooks/params/PROFILE.yml`` holds what a profile changes; in the profile
-"default" every page has the values of its notebook.
+``notebooks/book.yml`` lists the pages in the order of the book. A page NAME is ``notebooks/NAME.ipynb``.
+``notebooks/params/PROFILE.yml`` holds what a profile changes; in the profile "default" every page has the values of its
+notebook.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ class Page:
     """One entry of ``notebooks/book.yml``.
 
     seconds: about how long its run takes in the profile "default", which says what is to be started first
-    template: the notebook that it is made from, "" where it has its own
     recorded: folders of ``book/results`` that it reads
     results: what it reads of the other pages' results, patterns such as "*/claims.json"
     files: what else it reads of the repository, patterns
@@ -38,38 +36,23 @@ class Page:
 
     name: str
     seconds: float = 60.0
-    template: str = ""
     recorded: Sequence[str] = ()
     results: Sequence[str] = ()
     files: Sequence[str] = ()
 
     @property
     def source(self) -> Path:
-        """Its notebook, or its template."""
-        return NOTEBOOKS / f"{self.template or self.name}.ipynb"
-
-    @property
-    def filling(self) -> Path | None:
-        """The file with the text and the parameters that fill the template; None where there is no template."""
-        return NOTEBOOKS / "params" / self.template / f"{self.name}.yml" if self.template else None
+        """Its notebook."""
+        return NOTEBOOKS / f"{self.name}.ipynb"
 
     def notebook(self, values: dict | None = None) -> dict:
-        """Its notebook as JSON, the template filled, and the parameters in `values` set in the parameters cell."""
+        """Its notebook as JSON, with the parameters in `values` set in the parameters cell."""
         try:
             found = json.loads(self.source.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise Refused(f"{self.source} is no notebook that can be read: {error}") from error
         for cell in found["cells"]:
             cell["source"] = "".join(cell["source"])
-        if self.template:
-            filling = read_yaml(self.filling)
-            if not isinstance(filling, dict) or set(filling) != {"text", "parameters"}:
-                raise Refused(f"{self.filling}: must have the two entries text and parameters")
-            for cell in found["cells"]:
-                if cell["cell_type"] == "markdown":
-                    for name, text in filling["text"].items():
-                        cell["source"] = cell["source"].replace("{{" + name + "}}", text.rstrip("\n"))
-            values = self._fit(filling["parameters"], _parameters(found), self.filling) | (values or {})
         if values:
             _set(found, values)
         return found
@@ -138,9 +121,9 @@ def pages() -> dict[str, Page]:
             found[name] = Page(name, **(about or {}))
         except TypeError as error:
             raise Refused(f"{path}: the entry of {name} is {about!r}: {error}") from error
-    files, listed = {one.stem for one in NOTEBOOKS.glob("*.ipynb")}, {p.source.stem for p in found.values()}
-    if files != listed:
-        raise Refused(f"{path} lists the notebooks {sorted(listed)}, notebooks/ holds {sorted(files)}")
+    files = {one.stem for one in NOTEBOOKS.glob("*.ipynb")}
+    if files != set(found):
+        raise Refused(f"{path} lists the notebooks {sorted(found)}, notebooks/ holds {sorted(files)}")
     return found
 
 

@@ -1,7 +1,7 @@
-"""Figures, tables and claims that carry their own provenance.
+"""Figures and tables that carry their own provenance.
 
 Nothing here computes a result. `save_figure` and `save_table` write the files of a result to ``<results>/<notebook>/``
-and show it in the notebook; `record_claims` writes ``claims.json`` there; `read_result` and `read_claims` read them.
+and show it in the notebook; `read_result` reads them. `leave_json` and `read_json` do so for other values.
 When ``notebooks/run.py`` runs a notebook, the environment variable ``ENTROPIC_RUN`` tells the name of the notebook and
 the folder of its results. A notebook that is run by hand, in whatever folder, leaves its results in
 ``./results/scratch/`` and reads those of other pages, and what is recorded, from the book of this checkout.
@@ -37,8 +37,6 @@ from entropic._version import version
 from entropic.files import replaced, write_atomically
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
-VERDICTS = ("holds", "does not hold", "holds under a condition", "not run here")
-CLAIM_FIELDS = ("id", "claim", "paper", "tested", "measured", "spread", "verdict", "condition")
 
 # The colours of Okabe and Ito, which colour-blind people can tell apart. They are shifted until each has a contrast of
 # 3 with its page. Black and yellow are left out: each of them cannot be seen on one of the two pages.
@@ -193,58 +191,24 @@ def save_table(
     _show(sidecar, out)
 
 
-def record_claims(claims: Sequence[Mapping]):
-    """Write the verdicts on those of the paper's claims that this notebook tests to ``claims.json``.
-
-    Each claim has the fields of `CLAIM_FIELDS`: a short ``id``, the ``claim`` in our words, where it stands
-    in the ``paper``, where it is ``tested``, the ``measured`` value and its ``spread`` (numbers or text), a
-    ``verdict`` out of `VERDICTS`, and the ``condition`` ("" unless it holds only under one).
-
-    ValueError: a missing or unknown field, an unknown verdict, a repeated id, a NaN, a verdict "holds under a
-    condition" without the condition.
-    """
-    claims, seen = [dict(claim) for claim in claims], set()
-    for claim in claims:
-        name = claim.get("id")
-        if set(claim) - {"condition"} != set(CLAIM_FIELDS) - {"condition"}:
-            raise ValueError(f"claim {name!r} has fields {sorted(claim)}: must be {sorted(CLAIM_FIELDS)}")
-        claim.setdefault("condition", "")
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
-            raise ValueError(f"id = {name!r}: must be lower-case letters, digits, dots and hyphens")
-        if name in seen:
-            raise ValueError(f"id = {name!r} occurs twice: each claim needs its own")
-        if claim["verdict"] not in VERDICTS:
-            raise ValueError(f"verdict = {claim['verdict']!r} of claim {name!r}: must be one of {VERDICTS}")
-        if (claim["verdict"] == "holds under a condition") != bool(claim["condition"]):
-            raise ValueError(
-                f"condition = {claim['condition']!r} of claim {name!r}: must be given with the verdict "
-                "'holds under a condition', and only with it"
-            )
-        for field in ("measured", "spread"):
-            claim[field] = _plain(claim[field])
-            if isinstance(claim[field], float) and not math.isfinite(claim[field]):
-                raise ValueError(f"{field} = {claim[field]} of claim {name!r}: must be finite, or text")
-        seen.add(name)
-    ordered = [{field: claim[field] for field in CLAIM_FIELDS} for claim in claims]
-    _write(_out_dir() / "claims.json", json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+def leave_json(name: str, value):
+    """Write a value to the file `name`.json of this notebook's results, where `read_json` finds it."""
+    _write(_out_dir() / f"{name}.json", json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_claims(results=None) -> list[dict]:
-    """All recorded claims, each with the name of its ``notebook``, in the order of the notebooks' names.
+def read_json(name: str, results=None) -> dict[str, Any]:
+    """What the notebooks left under that name, by notebook, in the order of their names.
 
     results: the folder that holds one folder for each notebook; by default that of the current run
     """
     if results is None:
-        _declared("reads_results", "*", "claims.json")
-    found = []
+        _declared("reads_results", "*", f"{name}.json")
     roots = [
         _results_root(results),
         *([] if results or _run().get("results") else [BOOK / "_build" / "results"]),
     ]
-    paths = {path.parent.name: path for root in reversed(roots) for path in root.glob("*/claims.json")}
-    for _, path in sorted(paths.items()):
-        found += [{"notebook": path.parent.name, **claim} for claim in json.loads(path.read_text("utf-8"))]
-    return found
+    paths = {path.parent.name: path for root in reversed(roots) for path in root.glob(f"*/{name}.json")}
+    return {notebook: json.loads(path.read_text("utf-8")) for notebook, path in sorted(paths.items())}
 
 
 def read_result(notebook: str, id: str, results=None) -> tuple[dict, dict[str, list]]:

@@ -1,11 +1,11 @@
-"""What several pages do with measured numbers: pick a column, give an interval, compare ranks, judge a claim."""
+"""What several pages do with measured numbers: pick a column, give an interval, compare ranks."""
 
 import math
 
 import torch
 from scipy import stats
 
-__all__ = ["column", "interval", "nemenyi", "plus_minus", "student", "verdict"]
+__all__ = ["column", "interval", "nemenyi", "plus_minus", "student"]
 
 
 def column(rows, name, **where):
@@ -77,16 +77,3 @@ def nemenyi(schedules, comparisons, level=0.95):
         )
     q = stats.studentized_range.ppf(level, schedules, math.inf) / math.sqrt(2)
     return float(q) * math.sqrt(schedules * (schedules + 1) / (6 * comparisons))
-
-
-def verdict(held, full):
-    """The fields `verdict` and `condition` of a claim, as `studies.report.record_claims` takes them.
-
-    held: names of the cases in which the claim was seen to hold. full: whether these are all cases. A claim without
-    any case was not run.
-    """
-    if not held:
-        return {"verdict": "not run here" if full else "does not hold", "condition": ""}
-    if full:
-        return {"verdict": "holds", "condition": ""}
-    return {"verdict": "holds under a condition", "condition": "; ".join(held)}

@@ -17,6 +17,7 @@ from entropic.images.networks import edm, load_snapshot
 from entropic.images.networks.published import published
 from entropic.schedules import edm_sigmas, rescaled_sigmas, spectral_sigmas
 from entropic.solvers import sample_ddim, sample_ddim_stochastic
+from studies import claims
 from studies import published as pretrained
 from studies.parameters import Refused
 from studies.published import rehearsal
@@ -58,10 +59,12 @@ def _world(tmp_path_factory):
 def _experiment(world, **changes):
     return pretrained.Experiment(
         **{
+            "name": "cifar10_edm",
+            "tables": [3],
             "dataset": "CIFAR-10",
             "networks": [str(world / "pixels.pkl")],
             "curve_network": str(world / "pixels.pkl"),
-            "curve_data": "",
+            "curve_data": "own",
             "curve_levels": 8,
             "curve_samples": 6,
             "reference": str(world / "reference.pkl"),
@@ -217,7 +220,7 @@ def test_images_of_a_curve_are_known_by_their_content(world):
 
 def test_both_halves_read_parameters_alike():
     for text in ("false", "False", "FALSE"):
-        assert pretrained.Experiment.of_page("ffhq", "recorded", [("keep_images", text)]).keep_images is False
+        assert pretrained.Experiment.named("ffhq", "recorded", [("keep_images", text)]).keep_images is False
     for name, text in (
         ("keep_images", "no"),
         ("images", "many"),
@@ -225,9 +228,20 @@ def test_both_halves_read_parameters_alike():
         ("networks", "!!python/tuple [a]"),
     ):
         with pytest.raises(Refused, match=name):
-            pretrained.Experiment.of_page("ffhq", "recorded", [(name, text)])
-    with pytest.raises(ValueError, match="published networks"):
-        pretrained.Experiment.of_page("claims")
+            pretrained.Experiment.named("ffhq", "recorded", [(name, text)])
+    with pytest.raises(Refused, match="no experiment 'claims': take one of cifar10_edm"):
+        pretrained.Experiment.named("claims")
+
+
+def test_empty_parameters_keep_the_experiment_s_own():
+    """The page's own values are those of the paper; what is given is taken, false and no text among it."""
+    for name, own in pretrained.EXPERIMENTS.items():
+        assert pretrained.Experiment.named(name) == own
+    given = [("compiled", "false"), ("chunk", "7"), ("schedules", "[EDM]")]
+    changed = pretrained.Experiment.named("ffhq", overrides=given)
+    assert (changed.compiled, changed.chunk, changed.schedules) == (False, 7, ["EDM"])
+    with pytest.raises(ValueError, match="images = 0"):
+        pretrained.Experiment.named("ffhq", overrides=[("images", "0")])
 
 
 def test_curve_from_given_states(world):
@@ -274,7 +288,7 @@ def test_the_rehearsal_goes_from_download_to_page_in_two_processes(tmp_path, mon
     said = capsys.readouterr()
     assert "done: what `make imagenet512` does works here" in said.out
     assert "Downloading latents.pkl" in said.err and (folder / "downloads" / "latents.pkl.sha256").is_file()
-    store, results = folder / "cache" / "rehearsal", folder / "book" / "_build" / "results" / "imagenet512"
+    store, results = folder / "cache" / "rehearsal", folder / "book" / "_build" / "results" / "paper_tables"
     (cells,) = store.glob("latents-*")
     assert len({path.parent for path in before if path.is_relative_to(cells)}) == 2 * 2 * 2
     assert {path: stamp for path, stamp in _files(store).items() if path in before} == before
@@ -362,17 +376,18 @@ def test_the_floor_stands_beside_ours(monkeypatch):
         pretrained.page, "save_table", lambda rows, id, caption, **_: captions.append(caption)
     )
     found = [row | {"FID floor": "1.00812"} for row in _found(3, lambda row, run: 2.0)]  # text, as recorded
-    pretrained.show_tables([3], found, "Ours.")
+    experiment = pretrained.EXPERIMENTS["cifar10_edm"]
+    pretrained.show_tables(experiment, found, "Ours.")
     assert "As many images of a perfect generator would have FID 1.01." in captions[0]
     captions.clear()
-    pretrained.show_tables([3], [], "Ours: not run here.")
+    pretrained.show_tables(experiment, [], "Ours: not run here.")
     assert "perfect" not in captions[0]
 
 
 @pytest.mark.parametrize("table", range(1, 7))
 def test_without_rows_the_paper_stands_alone(table):
     beside = pretrained.beside_paper(table)
-    assert [row["paper"] for row in beside] == [float(row["value"]) for row in paper_table(table)]
+    assert [row["paper"] for row in beside] == [row["value"] for row in paper_table(table)]  # as printed
     assert {row["ours"] for row in beside} == {"not run here"}
     assert {row["difference"] for row in beside} == {""}
 
@@ -388,21 +403,26 @@ def test_noise_is_what_two_equal_spreads_allow():
     assert beside[0]["ours"].endswith("± 1")
 
 
-def test_verdict_counts_rows():
-    alone = pretrained.verdict("a", [2, 5, 6])
-    assert alone["verdict"] == "not run here"
+def _claim(name, found=()):
+    """The claim as it is recorded, with its verdict."""
+    with pytest.MonkeyPatch.context() as patch:
+        kept = []
+        patch.setattr(claims, "leave_json", lambda _, value: kept.extend(value))
+        claims.record_claims([pretrained.claim(pretrained.EXPERIMENTS[name], found)])
+    return kept[0]
+
+
+def test_claims_count_rows():
+    alone = _claim("imagenet512")
+    assert (alone["verdict"], alone["cases"]) == ("not run here", {})
     # ImageNet-512: 2 networks, 2 snapshots, 2 solvers, 3 NFE, 2 metrics; table 2 repeats rows of 5 and 6
-    assert "of 48; ours: not run here" in alone["measured"]
-    won = pretrained.verdict(
-        "a", [3], _found(3, lambda row, run: 1.0 + (row["schedule"] == "EDM") + 0.1 * run)
-    )
-    assert won["verdict"] == "holds" and "ours: won 6 of 6" in won["measured"]
-    lost = pretrained.verdict("a", [3], _found(3, lambda row, run: 2.0 - (row["schedule"] == "EDM")))
-    assert lost["verdict"] == "does not hold"
-    some = pretrained.verdict(
-        "a", [3], _found(3, lambda row, run: (row["schedule"] == "EDM") * (1 if row["nfe"] == "16" else -1))
-    )
-    assert some["verdict"] == "holds under a condition" and some["condition"] == "in 2 of 6 rows"
+    assert "of 48 rows" in alone["paper"] and alone["paper"].endswith("FID 13.64 against 32.31")
+    won = _claim("cifar10_edm", _found(3, lambda row, run: 1.0 + (row["schedule"] == "EDM") + 0.1 * run))
+    assert (won["verdict"], won["won"]) == ("holds", 6)
+    lost = _claim("cifar10_edm", _found(3, lambda row, run: 2.0 - (row["schedule"] == "EDM")))
+    assert (lost["verdict"], lost["lost"]) == ("does not hold", 6)
+    noise = _claim("cifar10_edm", _found(3, lambda row, run: 2.0 + (row["schedule"] == "EDM") * (run - 1)))
+    assert (noise["verdict"], noise["undecided"]) == ("undecided", 6)
 
 
 def test_notebooks_hold_the_paper_s_experiments():
@@ -414,7 +434,7 @@ def test_notebooks_hold_the_paper_s_experiments():
         ("imagenet64", [4]),
         ("imagenet512", [2, 5, 6]),
     ):
-        experiment = pretrained.Experiment.of_page(name)
+        experiment = pretrained.Experiment.named(name)
         snapshots = [named[one.name] for one in experiment.snapshots]
         labels = {metrics.EXTRACTORS[one].label for one in experiment.extractors}
         for table in tables:
@@ -457,6 +477,6 @@ def test_bad_names_are_named(world, tmp_path):
         "edm2-img512-xs-2147483-0.200",
     ]
     with pytest.raises(Refused, match="has no parameter 'imges'"):
-        pretrained.Experiment.of_page("ffhq", overrides=[("imges", "3")])
+        pretrained.Experiment.named("ffhq", overrides=[("imges", "3")])
     with pytest.raises(FileNotFoundError, match=r"python -m studies\.published"):
         pretrained.rows(_experiment(world, store="empty"))

@@ -1,4 +1,4 @@
-"""save_figure, save_table, record_claims: what they leave, the same each time, and what they refuse."""
+"""save_figure, save_table, leave_json: what they leave, the same each time, and what they refuse."""
 
 import ast
 import csv
@@ -15,11 +15,11 @@ from matplotlib.colors import to_rgb
 
 from studies import report as figures
 from studies.report import (
-    read_claims,
+    leave_json,
     read_csv,
+    read_json,
     read_recorded,
     read_result,
-    record_claims,
     save_figure,
     save_table,
     shade,
@@ -28,16 +28,6 @@ from studies.report import (
 from studies.sources import Tree
 
 X = torch.linspace(0, 1, 5, dtype=torch.float64)
-CLAIM = dict(
-    id="thm-1",
-    claim="It rises.",
-    paper="Theorem 1",
-    tested="here",
-    measured=1.0,
-    spread="exact",
-    verdict="holds",
-    condition="",
-)
 
 
 @pytest.fixture(autouse=True)
@@ -217,31 +207,12 @@ def test_a_page_of_the_book_holds_only_a_marker_of_the_result():
     assert "studies.report" in needed and "studies.presentation" not in needed
 
 
-def test_claims_are_read_back_with_their_notebook(monkeypatch, folder):
-    record_claims([{**CLAIM, "measured": torch.tensor(0.5)}])
-    assert read_claims() == [{"notebook": "scratch", **CLAIM, "measured": 0.5}]
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"verdict": "maybe"}, "verdict"),
-        ({"verdict": "holds under a condition"}, "condition"),
-        ({"condition": "on Sundays"}, "condition"),
-        ({"measured": math.nan}, "measured"),
-        ({"spread": math.inf}, "spread"),
-        ({"id": "A b"}, "id"),
-        ({"extra": 1}, "fields"),
-    ],
-)
-def test_a_bad_claim_is_refused(change, named):
-    with pytest.raises(ValueError, match=named):
-        record_claims([{**CLAIM, **change}])
-
-
-def test_a_claim_is_recorded_once():
-    with pytest.raises(ValueError, match="twice"):
-        record_claims([CLAIM, CLAIM])
+def test_values_are_read_back_by_notebook(monkeypatch, folder):
+    leave_json("claims", [{"id": "a"}])
+    monkeypatch.setenv("ENTROPIC_RUN", json.dumps({"notebook": "other"}))
+    leave_json("claims", [])
+    assert read_json("claims") == {"other": [], "scratch": [{"id": "a"}]}
+    assert read_json("else") == {}
 
 
 @pytest.mark.parametrize("told", [True, False])

@@ -93,17 +93,17 @@ def test_the_pages_depend_on_what_they_use(tmp_path):
     assert "entropic/curve.py" in exact and any(part.startswith("entropic/exact/") for part in exact)
     assert not [part for part in exact if "rivals" in part or "images" in part or "leaderboard" in part]
     assert "entropic/images/assets/fashion-mnist.safetensors" in found["trained_network"]
-    assert "notebooks/params/published/ffhq.yml" in found["cost"]
     recorded = {
         f"book/results/leaderboard/{path.name}" for path in (ROOT / "book/results/leaderboard").iterdir()
     }
     assert recorded and recorded <= set(found["which_schedule"])
-    assert set(found["claims"]) == {"notebooks/claims.ipynb", "parameters", *map(str, _report(tree))}
-
-
-def _report(tree):
-    needed = tree.needed(ast.parse("from studies.report import save_table"))
-    return [module.path.relative_to(ROOT) for module in needed]
+    needed = tree.needed(ast.parse("from studies.claims import read_claims"))
+    assert set(found["claims"]) == {
+        "notebooks/claims.ipynb",
+        "parameters",
+        *(str(module.path.relative_to(ROOT)) for module in needed),
+    }
+    assert "notebooks/studies/claims.py" not in found["take_home"]  # which records no claim
 
 
 def test_only_the_parameters_of_the_run_count(tmp_path):

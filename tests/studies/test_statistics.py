@@ -1,11 +1,11 @@
-"""Intervals against closed forms and by simulation, ranks against Demsar's table, verdicts, columns."""
+"""Intervals against closed forms and by simulation, ranks against Demsar's table, columns."""
 
 import math
 
 import pytest
 import torch
 
-from studies.statistics import column, interval, nemenyi, plus_minus, student, verdict
+from studies.statistics import column, interval, nemenyi, plus_minus, student
 
 
 def test_student_against_closed_forms_and_printed_tables():
@@ -71,13 +71,6 @@ def test_column_picks_rows_in_their_order():
     assert found.tolist() == [1.5, 0.5] and found.dtype == torch.float64
     with pytest.raises(ValueError, match="no row has these entries"):
         column(rows, "distance", solver="DDIM")
-
-
-def test_verdict():
-    assert verdict(["a", "b"], True) == {"verdict": "holds", "condition": ""}
-    assert verdict(["a", "b"], False) == {"verdict": "holds under a condition", "condition": "a; b"}
-    assert verdict([], False) == {"verdict": "does not hold", "condition": ""}
-    assert verdict([], True) == {"verdict": "not run here", "condition": ""}  # nothing was compared
 
 
 @pytest.mark.parametrize(

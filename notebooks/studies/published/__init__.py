@@ -2,24 +2,36 @@
 
     torchrun --nproc-per-node N -m studies.published imagenet512 [-p parameter value]
 
-makes what the tables of that page need, with its parameters; the page's notebook then reads it and shows it.
+makes what the tables of that experiment need; the page `paper_tables` then reads it and shows it.
 """
 
-from studies.published.experiment import Experiment
+from studies.published.costs import show_costs
+from studies.published.experiment import EXPERIMENTS, Experiment
 from studies.published.filling import error_curve, fill, gallery, rows, schedules
-from studies.published.page import beside_paper, results, show_gallery, show_schedules, show_tables, verdict
+from studies.published.page import (
+    beside_paper,
+    claim,
+    results,
+    show_behind,
+    show_gallery,
+    show_schedules,
+    show_tables,
+)
 
 __all__ = [
+    "EXPERIMENTS",
     "Experiment",
     "beside_paper",
+    "claim",
     "error_curve",
     "fill",
     "gallery",
     "results",
     "rows",
     "schedules",
+    "show_behind",
+    "show_costs",
     "show_gallery",
     "show_schedules",
     "show_tables",
-    "verdict",
 ]

@@ -12,8 +12,9 @@ from entropic.images.networks.published import fetch_published, find, published
 from entropic.schedules import edm_sigmas, rescaled_sigmas, spectral_sigmas
 from entropic.solvers import sample_ddim, sample_ddim_stochastic
 from studies import pages
+from studies.parameters import Refused
 
-__all__ = ["SCHEDULES", "SOLVERS", "Experiment", "Snapshot", "file_of"]
+__all__ = ["EXPERIMENTS", "SCHEDULES", "SOLVERS", "Experiment", "Snapshot", "file_of"]
 
 SOLVERS = {"deterministic DDIM": sample_ddim, "stochastic DDIM": sample_ddim_stochastic}
 # As the paper's tables call them: what places n sigmas by the error curve and the data's amplitudes.
@@ -26,35 +27,38 @@ SCHEDULES = {
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One data set's part of the paper; the fields are the parameters of its page.
+    """One data set's part of the paper.
 
-    dataset: as the paper's tables call it. networks: as they do ("EDM2-XS": every snapshot of it that is published
-    for the data set), or names of snapshots (`images.networks.published`), or paths. curve_network: the one whose
-    error curve all share, at `curve_levels` noise levels with `curve_samples` samples each; from images of
-    `curve_data` ("cifar10", or a .npz of x (N, C, H, W) as the network sees it and labels (N,)), or from its own
-    images where "" (32 steps of Heun). reference: statistics of real images, a published name or a path. Run r has
-    the seeds r images, …, (r + 1) images - 1. keep_images: on the disk, beside their features. store: a folder,
-    under the cache unless absolute.
+    name: its name in `EXPERIMENTS`, under which its results are recorded. tables: of the paper. dataset: as the paper's
+    tables call it. networks: as they do ("EDM2-XS": every snapshot of it that is published for the data set), or names
+    of snapshots (`images.networks.published`), or paths. curve_network: the smallest of the family, whose error curve
+    all share, at `curve_levels` noise levels with `curve_samples` samples each. curve_data: whose images it is from,
+    "cifar10", a .npz of x (N, C, H, W) as the network sees it and labels (N,), or "own": the network's (32 steps of
+    Heun). reference: statistics of real images, a published name or a path. chunk: images a network call. Run r has the
+    seeds r images, …, (r + 1) images - 1. compiled: torch.compile with CUDA graphs, on a GPU. keep_images: on the disk,
+    beside their features. store: a folder, under the cache unless absolute.
     ValueError: a schedule, solver or extractor that is not there, numbers that are not, text for true or false.
     """
 
+    name: str
+    tables: list
     dataset: str
     networks: list
     curve_network: str
     curve_data: str
-    curve_levels: int
-    curve_samples: int
     reference: str
     extractors: list
-    solvers: list
     schedules: list
-    nfe: list
-    images: int
-    runs: int
     chunk: int
-    compiled: bool
-    keep_images: bool
     store: str
+    curve_levels: int = 128
+    curve_samples: int = 1024
+    solvers: list = dataclasses.field(default_factory=lambda: list(SOLVERS))
+    nfe: list = dataclasses.field(default_factory=lambda: [16, 32, 64])
+    images: int = 50_000
+    runs: int = 3
+    compiled: bool = True
+    keep_images: bool = False
 
     def __post_init__(self):
         for name, known in (
@@ -80,22 +84,31 @@ class Experiment:
                 raise ValueError(f"{name} = {getattr(self, name)!r}; pass True or False")
 
     @classmethod
-    def of(cls, parameters):
-        """The experiment whose fields a mapping holds, such as a notebook's `globals()`."""
-        return cls(**{field.name: parameters[field.name] for field in dataclasses.fields(cls)})
+    def of(cls, name, parameters):
+        """The experiment of that name with the fields that a mapping holds, such as a notebook's `globals()`.
+
+        Where experiments differ, an empty value ("", [], 0) keeps the experiment's own.
+        ValueError: no such experiment, a value that does not fit.
+        """
+        if name not in EXPERIMENTS:
+            raise Refused(f"there is no experiment {name!r}: take one of {', '.join(EXPERIMENTS)}")
+        named = [one.name for one in dataclasses.fields(cls) if one.name in parameters]
+        changed = {one: parameters[one] for one in named if parameters[one] or one not in _OWN}
+        return dataclasses.replace(EXPERIMENTS[name], **changed)
 
     @classmethod
-    def of_page(cls, name, profile="default", overrides=()):
-        """The experiment of a page of the book: "ffhq".
+    def named(cls, name, profile="default", overrides=()):
+        """The experiment of that name as the page of the paper's tables has it.
 
         overrides: pairs of a parameter's name and the text of its value, read as `notebooks/run.py` reads them.
-        ValueError: no such page, profile or parameter, a value that does not fit.
+        ValueError: no such experiment, profile or parameter, a value that does not fit.
         """
-        parameters = pages.page(name).chosen(profile, overrides)
-        missing = [field.name for field in dataclasses.fields(cls) if field.name not in parameters]
-        if missing:
-            raise ValueError(f"name = {name!r}; pass a page of published networks, which has {missing[0]!r}")
-        return cls.of(parameters)
+        return cls.of(name, pages.page("paper_tables").chosen(profile, overrides))
+
+    @property
+    def command(self):
+        """What makes and records it."""
+        return f"make {self.name.replace('_', '-')}"
 
     @property
     def snapshots(self):
@@ -121,6 +134,68 @@ class Experiment:
             for schedule in self.schedules
             for run in range(self.runs)
         ]
+
+
+# What differs between the experiments.
+_OWN = ("networks", "curve_network", "curve_data", "reference", "extractors", "schedules", "chunk", "store")
+_BOTH = ["inception-v3-compat", "dinov2-vit-l-14-bicubic"]
+EXPERIMENTS = {
+    one.name: one
+    for one in (
+        Experiment(
+            name="cifar10_edm",
+            tables=[3],
+            dataset="CIFAR-10",
+            networks=["EDM-VP"],
+            curve_network="EDM-VP",
+            curve_data="cifar10",
+            reference="cifar10-32x32",
+            extractors=_BOTH[:1],
+            schedules=list(SCHEDULES),
+            chunk=256,
+            store="runs/cifar10_edm",
+        ),
+        Experiment(
+            name="ffhq",
+            tables=[1],
+            dataset="FFHQ-64",
+            networks=["EDM-VP"],
+            curve_network="EDM-VP",
+            curve_data="own",
+            reference="ffhq-64x64",
+            extractors=_BOTH[:1],
+            schedules=list(SCHEDULES),
+            chunk=128,
+            store="runs/ffhq",
+        ),
+        Experiment(
+            name="imagenet64",
+            tables=[4],
+            dataset="ImageNet-64",
+            networks=["EDM2-S", "EDM2-L"],
+            curve_network="EDM2-S",
+            curve_data="own",
+            reference="img64",
+            extractors=_BOTH,
+            schedules=list(SCHEDULES),
+            chunk=64,
+            store="runs/imagenet64",
+        ),
+        Experiment(
+            name="imagenet512",
+            tables=[2, 5, 6],
+            dataset="ImageNet-512",
+            networks=["EDM2-XS", "EDM2-XXL"],
+            curve_network="EDM2-XS",
+            curve_data="own",
+            reference="img512",
+            extractors=_BOTH,
+            schedules=list(SCHEDULES)[:2],  # the spectral one is of pixels
+            chunk=64,
+            store="runs/imagenet512",
+        ),
+    )
+}
 
 
 @dataclasses.dataclass(frozen=True)

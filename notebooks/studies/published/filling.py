@@ -143,7 +143,7 @@ def rows(experiment):
             out = _folder(experiment, snapshot, cell)
             if not _complete(out):
                 raise FileNotFoundError(
-                    f"{out} is not complete; run `python -m studies.published` for this page first"
+                    f"{out} is not complete; run `python -m studies.published {experiment.name}` first"
                 )
             features = load_generated(out).features
             row = {
@@ -213,7 +213,7 @@ def _curve_data(experiment, network, device, progress):
     if experiment.curve_data == "cifar10":
         found = load_images("cifar10", "train", "full")
         x, labels = to_pixels(check_images(found.images, network.shape)[:10_000]), found.labels[:10_000]
-    elif experiment.curve_data:
+    elif experiment.curve_data != "own":
         x, labels = load_states(experiment.curve_data, network.shape, network.num_classes)
     else:
         out = _curve_folder(experiment) / "images"
@@ -236,7 +236,7 @@ def _curve_data(experiment, network, device, progress):
 
 def _data_sha256(name):
     """Of the file that the error curve is taken from; "" where there is none."""
-    return "" if name in ("", "cifar10") else file_sha256(name)
+    return "" if name in ("own", "cifar10") else file_sha256(name)
 
 
 def _complete(out):

@@ -1,4 +1,4 @@
-"""What the pages of published networks show: the paper's numbers beside ours, noise levels, pictures, a verdict."""
+"""What the page of the paper's tables shows: the paper's numbers beside ours, noise levels, pictures, claims."""
 
 import math
 
@@ -9,9 +9,9 @@ from entropic.images.data import paper_table
 from studies.montage import draw_montage
 from studies.published.filling import fill, gallery, rows, schedules
 from studies.report import read_recorded, save_figure, save_table
-from studies.statistics import student
+from studies.statistics import interval, student
 
-__all__ = ["beside_paper", "results", "show_gallery", "show_schedules", "show_tables", "verdict"]
+__all__ = ["beside_paper", "claim", "results", "show_behind", "show_gallery", "show_schedules", "show_tables"]
 
 
 def beside_paper(table, found=()):
@@ -35,14 +35,14 @@ def beside_paper(table, found=()):
             name: theirs[name]
             for name in ("network", "snapshot_tuned_for", "solver", "schedule", "nfe", "metric")
         }
-        row |= {"paper": float(theirs["value"]), "ours": "not run here", "difference": "", "within noise": ""}
+        row |= {"paper": theirs["value"], "ours": "not run here", "difference": "", "within noise": ""}
         if ours:
             mean, std = float(np.mean(ours)), float(np.std(ours, ddof=1)) if len(ours) > 1 else math.nan
             row["ours"] = f"{mean:.4g}" + (f" ± {std:.2g}" if len(ours) > 1 else "")
-            row["difference"] = f"{mean - row['paper']:+.3g}"
+            row["difference"] = f"{mean - float(row['paper']):+.3g}"
             if len(ours) > 1:
                 width = student(len(ours)) * std * math.sqrt(1 + 1 / len(ours))
-                row["within noise"] = "yes" if abs(mean - row["paper"]) <= width else "no"
+                row["within noise"] = "yes" if abs(mean - float(row["paper"])) <= width else "no"
         beside.append(row)
     return beside
 
@@ -50,33 +50,37 @@ def beside_paper(table, found=()):
 # What the pages show
 
 
-def results(experiment, page, run):
-    """Rows of an experiment, and where they come from in words: made now where `run`, else recorded, else none.
-
-    page: the notebook's name, under which results are recorded.
-    """
+def results(experiment, run):
+    """Rows of an experiment, and where they come from in words: made now where `run`, else recorded, else none."""
     if run:
         fill(experiment, progress=False)
         found, origin = rows(experiment), f"Ours: {experiment.images:,} images a run, {experiment.runs} runs."
         save_table(found, "rows", f"Every run. {origin}")
         return found, origin
-    about, columns = read_recorded(page, "rows") or (None, {})
+    about, columns = read_recorded(experiment.name, "rows") or (None, {})
     found = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     if about is None:
-        return found, f"Ours: not run here; to run it: {_command(page)}."
+        return found, f"Ours: not run here; to run it: {experiment.command}."
     commit = (about["commit"] or "unknown")[:7]
     return found, f"Ours recorded on {about['device']}, {about['created'][:10]}, commit {commit}."
 
 
-def show_tables(tables, found, origin):
-    """The paper's tables, ours beside them, and the rows in which the paper's own schedule is not ahead."""
-    heads = {"network": "network", "snapshot_tuned_for": "tuned for", "solver": "DDIM", "nfe": "NFE"}
-    heads |= {"metric": "metric"}
-    for table in tables:
-        wide, dataset = {}, paper_table(table)[0]["dataset"]
+_HEADS = {
+    "network": "network",
+    "snapshot_tuned_for": "tuned for",
+    "solver": "DDIM",
+    "nfe": "NFE",
+    "metric": "metric",
+}
+
+
+def show_tables(experiment, found, origin):
+    """The experiment's tables of the paper, as printed there, and ours beside them."""
+    for table in experiment.tables:
+        wide = {}
         for row in beside_paper(table, found):
             row["solver"] = row["solver"].removesuffix(" DDIM")
-            line = wide.setdefault(tuple(row[name] for name in heads), {name: row[name] for name in heads})
+            line = wide.setdefault(tuple(row[name] for name in _HEADS), {name: row[name] for name in _HEADS})
             line[f"{row['schedule']}, paper"] = row["paper"]
             if found:
                 line[f"{row['schedule']}, ours"] = row["ours"] + (
@@ -88,21 +92,27 @@ def show_tables(tables, found, origin):
         save_table(
             lines,
             f"table-{table}",
-            f"Table {table} of the paper, {dataset}; lower is better. {origin}{_floors(found)}",
-            columns={name: heads.get(name, name) for name in shown},
+            f"Table {table} of the paper, {experiment.dataset}; lower is better. {origin}{_floors(found)}",
+            columns={name: _HEADS.get(name, name) for name in shown},
         )
-    values = {(where, schedule): value for where, schedule, value in _theirs(tables)}
-    behind = [
-        dict(zip(heads, where, strict=True))
-        | {name: float(values[where, name]) for name in ("EDM", "rescaled entropic")}
-        for where in _compared(_theirs(tables))[1]
-    ]
+
+
+def show_behind(experiments):
+    """The rows in which the paper's own schedule is not ahead of EDM's, in the paper's own numbers."""
+    behind = []
+    for experiment in experiments:
+        values = {(where, schedule): value for where, schedule, value in _theirs(experiment.tables)}
+        for where, ratio in _compared(_theirs(experiment.tables)).items():
+            if ratio >= 1:
+                row = {"dataset": experiment.dataset} | dict(zip(_HEADS, where, strict=True))
+                behind.append(row | {name: values[where, name] for name in ("EDM", "rescaled entropic")})
     if behind:
         save_table(
             behind,
             "behind",
-            "The rows of the paper in which its rescaled schedule is not ahead of EDM's, in the paper's own numbers.",
-            columns={name: heads.get(name, name) for name in behind[0] if any(line[name] for line in behind)},
+            "The rows of the paper in which its rescaled schedule is not ahead of EDM's, as printed there.",
+            columns={"dataset": "data"}
+            | {name: _HEADS.get(name, name) for name in behind[0] if name != "dataset"},
         )
 
 
@@ -113,15 +123,15 @@ def _floors(found):
     return f" As many images of a perfect generator would have {', '.join(told)}." if told else ""
 
 
-def show_schedules(experiment, page, run, origin, calls=16):
+def show_schedules(experiment, run, origin, calls=16):
     """Where the noise levels of each schedule lie: of this run, recorded, or a line that says it is not run."""
     if run:
         placed = {name: sigmas[:-1].tolist() for name, sigmas in schedules(experiment, calls).items()}
     else:
-        _, placed = read_recorded(page, "schedules") or (None, {})
+        _, placed = read_recorded(experiment.name, "schedules") or (None, {})
         placed = {name: values for name, values in placed.items() if name != "step"}
     if not placed:
-        print(f"The error curve: not run here. To run it: {_command(page)}")
+        print(f"{experiment.dataset}: the error curve is not run here. To run it: {experiment.command}")
         return
 
     def draw():
@@ -136,17 +146,18 @@ def show_schedules(experiment, page, run, origin, calls=16):
 
     save_figure(
         draw,
-        "schedules",
+        "schedules" if run else f"schedules-{experiment.name.replace('_', '-')}",
         data={"step": range(calls)} | placed,
-        caption=f"The {calls} noise levels of each schedule; error curve of {experiment.curve_network}. {origin}",
+        caption=f"{experiment.dataset}: the {calls} noise levels of each schedule; error curve of "
+        f"{experiment.curve_network}. {origin}",
         alt="Rows of ticks on a logarithmic axis of noise, one row a schedule.",
     )
 
 
-def show_gallery(experiment, page, run, nfe, seeds=range(8)):
+def show_gallery(experiment, run, nfe, seeds=range(8)):
     """The same seeds under each schedule, few network calls to many, a figure for each snapshot and schedule."""
     if not run:
-        print(f"Pictures: not run here. To make them: {_command(page)}")
+        print(f"{experiment.dataset}: the pictures are not run here. To make them: {experiment.command}")
         return
     for number, snapshot in enumerate(experiment.snapshots):
         pictures = gallery(experiment, snapshot, seeds, nfe)
@@ -166,45 +177,41 @@ def show_gallery(experiment, page, run, nfe, seeds=range(8)):
             )
 
 
-def _command(page):
-    return f"make {page.replace('_', '-')}"
+def claim(experiment, found=()):
+    """The paper's claim that its schedule beats EDM's at the same NFE, as `studies.claims.record_claims` takes it.
 
-
-def verdict(page, tables, found=()):
-    """The paper's claim that its schedule beats EDM's at the same NFE, as `studies.report.record_claims` takes it.
-
-    Counted over rows of network, solver, NFE and metric: in the paper's own numbers, and in ours (of `rows`), where a
-    row is won by the mean over runs.
+    A case is a row of network, solver, NFE and metric of our runs (of `rows`), paired by the run.
     """
-    theirs = _compared(_theirs(tables))
-    labels = [extractor.label for extractor in metrics.EXTRACTORS.values()]
-    ours = _compared(
-        ((row["network"], row["tuned_for"], row["solver"], row["nfe"], label), row["schedule"], row[label])
-        for row in found
-        for label in labels
-        if label in row
-    )
-    told, count = (
-        f"the paper's own rows: won {len(theirs[0])} of {sum(map(len, theirs))}",
-        sum(map(len, ours)),
-    )
-    dataset = paper_table(tables[0])[0]["dataset"]
-    claim = {
-        "id": f"published-{page.replace('_', '-')}",
-        "claim": f"On {dataset}, with published networks and DDIM, the rescaled schedule is closer to the data than "
-        "EDM's at the same NFE.",
-        "paper": f"Section 6.2, table{'s' * (len(tables) > 1)} {', '.join(map(str, tables))}",
-        "tested": "notebooks/published.ipynb",
-        "measured": f"{told}; ours: " + (f"won {len(ours[0])} of {count}" if count else "not run here"),
-        "spread": f"{len({row['run'] for row in found})} runs" if found else "the paper gives single runs",
-        "verdict": "not run here",
+    theirs = _compared(_theirs(experiment.tables))
+    printed = {(where, schedule): value for where, schedule, value in _theirs(experiment.tables)}
+    where = next(iter(theirs))
+    first = f"{where[4]} {printed[where, 'rescaled entropic']} against {printed[where, 'EDM']}"
+    runs = {}
+    for row in found:
+        for label in (extractor.label for extractor in metrics.EXTRACTORS.values()):
+            if label in row:
+                case = ", ".join(
+                    str(part) for part in (row["network"], row["tuned_for"], row["solver"], label) if part
+                )
+                its = runs.setdefault(f"{case}, NFE {row['nfe']}", {})
+                its.setdefault(row["schedule"], []).append(float(row[label]))
+    cases = {}
+    for case, its in runs.items():
+        if {"rescaled entropic", "EDM"} <= set(its):
+            gaps = np.log(its["rescaled entropic"]) - np.log(its["EDM"])
+            cases[case] = [end.exp().item() for end in interval(gaps)]
+    tables = experiment.tables
+    return {
+        "id": f"published-{experiment.name.replace('_', '-')}",
+        "topic": "Images: the rescaled schedule against EDM's",
+        "claim": f"On {experiment.dataset}, with published networks and DDIM, the rescaled schedule is closer to the "
+        "data than EDM's at the same NFE.",
+        "paper": f"Table{'s' * (len(tables) > 1)} {', '.join(map(str, tables))}: ahead in "
+        f"{sum(ratio < 1 for ratio in theirs.values())} of {len(theirs)} rows, single runs; the first row: {first}",
+        "shown": f"tab-table-{tables[0]}",
+        "cases": cases,
+        "ratio": "distance, rescaled / EDM",
     }
-    if count:
-        full = not ours[1]
-        claim["verdict"] = "holds" if full else "holds under a condition" if ours[0] else "does not hold"
-        if ours[0] and not full:
-            claim["condition"] = f"in {len(ours[0])} of {count} rows"
-    return claim
 
 
 def _theirs(tables):
@@ -218,13 +225,12 @@ def _theirs(tables):
 
 
 def _compared(values):
-    """Rows in which the rescaled schedule's mean is below EDM's, and those in which it is not."""
+    """By row: the mean of the rescaled schedule's distance over that of EDM's."""
     kept = {}
     for where, schedule, value in values:
         kept.setdefault(where, {}).setdefault(schedule, []).append(float(value))
-    won, lost = [], []
-    for where, found in kept.items():
-        if {"rescaled entropic", "EDM"} <= set(found):
-            better = np.mean(found["rescaled entropic"]) < np.mean(found["EDM"])
-            (won if better else lost).append(where)
-    return won, lost
+    return {
+        where: np.mean(found["rescaled entropic"]) / np.mean(found["EDM"])
+        for where, found in kept.items()
+        if {"rescaled entropic", "EDM"} <= set(found)
+    }

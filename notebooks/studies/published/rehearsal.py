@@ -36,7 +36,7 @@ from studies.report import read_csv
 
 __all__ = ["EXTRACTOR", "LATENTS", "fill", "make_files", "make_page", "randomised", "rehearse", "served"]
 
-PAGE, EXTRACTOR = "imagenet512", "dinov2-vit-l-14-bicubic"
+PAGE, EXPERIMENT, EXTRACTOR = "paper_tables", "imagenet512", "dinov2-vit-l-14-bicubic"
 LATENTS = {
     "img_resolution": 16,
     "img_channels": 4,
@@ -100,15 +100,15 @@ def served(folder: Path):
 
 
 def fill(words, processes=2, environment=None):
-    """Make images and features of the page in several processes of torchrun; words: -p NAME VALUE ..."""
+    """Make images and features of the experiment in several processes of torchrun; words: -p NAME VALUE ..."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    _python([*launcher, "-m", "studies.published", PAGE, *words], environment)
+    _python([*launcher, "-m", "studies.published", EXPERIMENT, *words], environment)
 
 
 def make_page(book: Path, words, environment=None):
     """Run the page into a book of its own; the folder of its results."""
     run = [NOTEBOOKS / "run.py", "run", PAGE, "--profile", "smoke", "--book", book]
-    _python([*run, *words, "-p", "run", "True"], environment)
+    _python([*run, *words, "-p", "experiment", EXPERIMENT], environment)
     return book / "_build" / "results" / PAGE
 
 
