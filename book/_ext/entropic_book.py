@@ -111,6 +111,13 @@ def _word(value):
     return value if isinstance(value, str) and value.isalnum() else json.dumps(value)
 
 
+def own_ids(app, doctree, docname):
+    """Every theorem and proof has the id "proof-content" from sphinx_proof: an id of a page is given once."""
+    same = [one for one in doctree.findall(nodes.section) if one["ids"] == ["proof-content"]]
+    for number, section in enumerate(same, 1):
+        section["ids"] = [f"proof-content-{number}"]
+
+
 def copy_results(app, exception):
     """The csv, pdf and sidecars that the pages link to."""
     source = Path(app.srcdir, "_build", "results")
@@ -132,6 +139,7 @@ def setup(app):
     app.add_directive("result", Result)
     app.add_directive("spend", Spend)
     app.add_role("value", Value())
+    app.connect("doctree-resolved", own_ids)
     app.connect("html-page-context", rerun_line)
     app.connect("html-page-context", spare_scripts)
     app.connect("build-finished", copy_results)
