@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -111,11 +112,18 @@ def _word(value):
     return value if isinstance(value, str) and value.isalnum() else json.dumps(value)
 
 
-def own_ids(app, doctree, docname):
-    """Every theorem and proof has the id "proof-content" from sphinx_proof: an id of a page is given once."""
-    same = [one for one in doctree.findall(nodes.section) if one["ids"] == ["proof-content"]]
-    for number, section in enumerate(same, 1):
-        section["ids"] = [f"proof-content-{number}"]
+def own_ids(app, pagename, templatename, context, doctree):
+    """Drop the ids that sphinx_proof repeats: those of proofs, which are all the same, and of theorems' titles."""
+    seen = set()
+
+    def once(match):
+        tag, one = match.groups()
+        first = one not in seen
+        seen.add(one)
+        return match.group() if first else tag
+
+    tags = r'(<(?:div class="proof[^"]*"|p class="admonition-title"|section class="[a-z]+-content")) id="([^"]*)"'
+    context["body"] = re.sub(tags, once, context.get("body", ""))
 
 
 def copy_results(app, exception):
@@ -139,7 +147,7 @@ def setup(app):
     app.add_directive("result", Result)
     app.add_directive("spend", Spend)
     app.add_role("value", Value())
-    app.connect("doctree-resolved", own_ids)
+    app.connect("html-page-context", own_ids)
     app.connect("html-page-context", rerun_line)
     app.connect("html-page-context", spare_scripts)
     app.connect("build-finished", copy_results)
