@@ -32,7 +32,7 @@ def test_a_page_begins_with_what_it_teaches_and_ends_with_where_to_go(page):
     text = prose(page)
     assert text.count("\n:class: learn\n") == text.count("\n:class: next\n") == 1
     assert text.index(":class: learn") < text.index("\n## ")
-    assert re.search(r"\n:class: next\n[^:]*\{doc\}[^\n]*\n:::\s*$", text)
+    assert re.search(r"\n:class: next\n[^\n]*\{doc\}[^\n]*\n:::\s*$", text)
 
 
 @pytest.mark.parametrize("page", BOXED)
