@@ -12,8 +12,8 @@ from pathlib import Path
 from bs4 import BeautifulSoup
 from fontTools import subset
 
-# What MathJax needs for TeX; its ready-made bundle has a menu, which is switched off, and is half as large again.
-MATHJAX = ["core", "input/tex", "output/chtml", "output/chtml/fonts/tex", "a11y/assistive-mml"]
+# What MathJax needs for TeX; its ready-made bundle has a menu, too, and is half as large again.
+MATHJAX = ["core", "input/tex", "output/chtml", "a11y/assistive-mml"]
 SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")  # the search page alone uses them
 UNUSED = ("scripts/fontawesome.js", "design-tabs.js", "sphinx-design.min.css", "sphinx-thebe.css")
 
@@ -126,7 +126,7 @@ def lighten(out: Path, pages: dict[str, str]):
         one.populate(unicodes=icons)
         one.subset(font)
         font.save(path)
-    kept = {f"{name}.js" for name in MATHJAX} | {"startup.js", "latest.js"}
+    kept = {f"{name}.js" for name in (*MATHJAX, "startup", "output/chtml/fonts/tex")}
     for path in (static / "mathjax").rglob("*.*"):
         name = path.relative_to(static / "mathjax").as_posix()
         if name not in kept and not name.startswith(("output/chtml/fonts/woff-v2/", "input/tex/extensions/")):

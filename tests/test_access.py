@@ -1,0 +1,181 @@
+"""The built book for every reader: what axe-core finds, what a page costs, how long it is, what a phone shows."""
+
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+
+from access import mend, plain, purge
+from tests.test_book import PAGES, PHONE, SETTLE, server  # noqa: F401
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text("utf-8")
+ALL = [*PAGES, "search.html", "genindex.html"]
+# Pages that are still too tall, or too heavy as a second page, while they are being shortened. To be emptied.
+TOO_LONG = {"notebooks/claims.html", "notebooks/galaxies.html", "notebooks/image_schedules.html"}
+TOO_LONG |= {"notebooks/leaderboard.html", "notebooks/cost.html"}
+
+FOUND = """() => axe.run(document, {
+  resultTypes: ['violations'], rules: {'label-content-name-mismatch': {enabled: true}},
+}).then(r => r.violations.flatMap(v => v.nodes.map(n => `${v.id}: ${n.target.join(' ')}: ${n.html.slice(0, 120)}`)))"""
+
+
+@pytest.fixture(scope="module")
+def contexts(browser):
+    """One context a colour mode and width, which keeps the scripts that all pages load."""
+    made = {}
+
+    def context(mode, width):
+        if (mode, width) not in made:
+            size = {"width": width, "height": 900}
+            made[mode, width] = browser.new_context(color_scheme=mode, viewport=size)
+        return made[mode, width]
+
+    return context
+
+
+def opened(context, address):
+    tab = context.new_page()
+    tab.goto(address)
+    tab.evaluate(SETTLE)
+    return tab
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("page", ALL)
+def test_axe_finds_nothing(contexts, server, page, mode):  # noqa: F811
+    tab = opened(contexts(mode, 1400), server + page)
+    tab.evaluate(AXE)
+    found = tab.evaluate(FOUND)
+    tab.close()
+    assert found == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_page_describes_itself(contexts, server, html, page):  # noqa: F811
+    text = (html / page).read_text("utf-8")
+    assert text.count('name="viewport"') == 1
+    assert text.count('name="description"') == 1
+    said = text.split('name="description"')[0].rsplit("<meta", 1)[1] + text.split('name="description"')[1]
+    assert "\\" not in said[:300]
+
+
+def weight(context, address, settle):
+    """Bytes that come over the net until a page is there, and with `settle` all that is shown further down."""
+    tab = context.new_page()
+    session, sizes, cached = context.new_cdp_session(tab), {}, set()
+    session.send("Network.enable")
+    session.on("Network.requestServedFromCache", lambda e: cached.add(e["requestId"]))
+    session.on("Network.loadingFinished", lambda e: sizes.update({e["requestId"]: e["encodedDataLength"]}))
+    tab.goto(address)
+    if settle:
+        tab.evaluate(SETTLE)
+    tab.wait_for_load_state("networkidle")
+    tab.close()
+    return sum(size for name, size in sizes.items() if name not in cached)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_first_visit_costs_two_megabytes(browser, server, page):  # noqa: F811
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    first = weight(context, server + page, settle=True)
+    context.close()
+    assert 5e4 < first < 2e6
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_further_page_costs_half_a_megabyte(request, browser, server, page):  # noqa: F811
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    weight(context, server + ("entropic_time.html" if page == "background.html" else "background.html"), True)
+    further = weight(context, server + page, settle=False)
+    context.close()
+    if page in TOO_LONG and further >= 5e5:
+        pytest.xfail("is being shortened")
+    assert further < 5e5
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_is_too_long(contexts, server, html, page):  # noqa: F811
+    assert (html / page).stat().st_size < 1e6
+    tab = opened(contexts("light", 1400), server + page)
+    height = tab.evaluate("document.documentElement.scrollHeight")
+    tab.close()
+    if page in TOO_LONG and height > 12_000:
+        pytest.xfail("is being shortened")
+    assert height <= 12_000
+
+
+CLIPPED = """() => [...document.querySelectorAll('article *')].filter(e => {
+  if (!e.checkVisibility() || e.closest('mjx-assistive-mml, svg, .visually-hidden') || !e.clientWidth) return false;
+  const style = getComputedStyle(e);
+  const hides = e.scrollWidth > e.clientWidth + 1 && style.overflowX !== 'visible';
+  return hides && (style.overflowX === 'hidden' || style.maskImage === 'none');
+}).map(e => e.outerHTML.slice(0, 120))"""
+NUMBERS = """() => [...document.querySelectorAll('article .eqno')].filter(e => {
+  const box = e.getBoundingClientRect();
+  return box.width === 0 || box.left < 0 || box.right > innerWidth;
+}).map(e => e.parentElement.id)"""
+NARROW = """() => [...document.querySelectorAll('article td')].filter(e => e.checkVisibility()
+  && e.innerText.split(/\\s+/).length > 8 && e.clientWidth < 90).map(e => e.innerText.slice(0, 60))"""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_phone_shows_everything(contexts, server, page):  # noqa: F811
+    tab = opened(contexts("light", PHONE), server + page)
+    clipped, numbers, narrow = (tab.evaluate(question) for question in (CLIPPED, NUMBERS, NARROW))
+    tab.close()
+    assert clipped == [], "cut off, and nothing says that there is more"
+    assert numbers == [], "numbers of equations that cannot be seen"
+    assert narrow == [], "sentences with a word a line"
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_without_scripts_one_variant_of_a_figure_is_shown(browser, server, mode):  # noqa: F811
+    context = browser.new_context(color_scheme=mode, java_script_enabled=False)
+    asked = []
+    tab = context.new_page()
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(f"{server}notebooks/one_dimension.html")
+    other = "light" if mode == "dark" else "dark"
+    assert tab.locator(f"img.only-{mode}").first.is_visible()
+    assert not tab.locator(f"img.only-{other}").first.is_visible()
+    context.close()
+    figures = [url for url in asked if url.endswith(".svg") and "/results/" in url]
+    assert figures and all(url.endswith("-dark.svg") == (mode == "dark") for url in figures)
+
+
+def test_icons_are_drawn_without_a_script(contexts, server):  # noqa: F811
+    tab = opened(contexts("light", 1400), server + "background.html")
+    style = "e => [getComputedStyle(e, '::before').content, e.getBoundingClientRect().width]"
+    icons = tab.locator(".bd-header-article i:visible, .bd-header-article span[class*=fa-]:visible")
+    assert icons.count() >= 3
+    for icon in icons.all():
+        content, width = icon.evaluate(style)
+        assert content not in ("none", "normal", '""') and width > 5
+    assert tab.evaluate("document.fonts.check('900 16px \"Font Awesome 6 Free\"', '\\uf0c9')")
+    tab.close()
+
+
+# --- the parts -------------------------------------------------------------------------------------------------
+
+
+def test_purge_keeps_what_can_apply():
+    css = '@media print{.a .b,.c{x:"}"}.d{y:1}}.e:not(.f){z:1}h1{q:1}@font-face{src:url(x)}#g[h=".i"],.j\\/2{k:1}'
+    kept = purge(css, {"a", "b", "e", "g"})
+    assert kept == '@media print{.a .b{x:"}"}}.e:not(.f){z:1}h1{q:1}@font-face{src:url(x)}#g[h=".i"]{k:1}'
+    assert "j\\/2" in purge(css, {"j/2"})
+
+
+def test_plain_has_no_tex():
+    assert plain(r"noise of size \(\sigma_{\max}\) and $\mathrm H$") == "noise of size sigma_max and H"
+
+
+def test_a_page_is_mended():
+    page = mend(
+        '<html><head><meta name="viewport" content="a"/><meta name="viewport" content="b"/><title>T</title>'
+        '<script src="_static/mathjax/startup.js"></script></head><body><article><p>Short.</p>'
+        "<p>The first paragraph that is long enough says what this page is about.</p>"
+        '<table><tr><th></th><th>a</th></tr></table></article></body></html>',
+        "page.html",
+    )
+    assert page.count("viewport") == 1 and "mathjax" not in page and "<td></td><th>a</th>" in page
+    assert 'content="The first paragraph that is long enough says' in page
