@@ -19,8 +19,8 @@ from bs4 import BeautifulSoup
 ROOT = Path(__file__).resolve().parent.parent
 STYLE = """
 @page { size: A4; margin: 18mm 16mm 20mm; }
-html { font-size: 10.5pt; }
-body { background: white; }
+html { font-size: 9.5pt; }
+body { display: block; min-height: 0; background: white; }  /* in the theme's flex box, headings are outlined twice */
 article { break-before: page; max-width: none; }
 h1, h2, h3, caption { break-after: avoid; }
 figure, tr, img, div.math, .admonition { break-inside: avoid; }
@@ -29,7 +29,7 @@ thead { display: table-header-group; }
 .frame, .pst-scrollable-table-container, .cell_output, pre, div.math { overflow: visible !important; mask: none !important; }
 .frame img { min-width: 0 !important; max-width: 100% !important; max-height: 215mm; object-fit: contain; }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
-.headerlink, .only-dark, aside.rerun, .copybtn, .prev-next-area, summary .collapsed, .files, noscript { display: none !important; }
+.headerlink, .copybtn, .files { display: none !important; }
 .wide { zoom: var(--zoom); }
 #title { height: 240mm; display: flex; flex-direction: column; justify-content: center; }
 #contents a { display: block; margin: .4rem 0; }
@@ -72,16 +72,15 @@ def whole(html: Path, names: list[str], title: str, about: str) -> str:
         page = BeautifulSoup((html / name).read_text("utf-8"), "html.parser")
         for link in page.select('head link[rel="stylesheet"]'):
             heads[urljoin(name, link["href"]).partition("?")[0]] = None
-        scripts = "".join(map(str, page.select('script[src*="mathjax"]'))) and scripts or _mathjax(page, name) or scripts
+        if page.select_one('script[src*="/mathjax/"]'):
+            scripts = _mathjax(page, name)
         article = page.select_one("article")
-        for old in article.select("script, #spend-controls"):
+        for old in article.select(
+            "script, details.hide, .only-dark, aside.rerun"
+        ):  # what is folded, and for a screen
             old.decompose()
         for figure in article.select(".spend noscript"):  # the interactive figure: its table
             figure.name = "div"
-        for toggle in article.select("details"):
-            del toggle["open"]
-        for hidden in article.select(".tag_hide-input .cell_input, .tag_hide-cell, .tag_remove-cell"):
-            hidden.decompose()  # folded on the page
         for one in article.find_all(id=True):
             one["id"] = f"{places[name]}-{one['id']}"
         for one in article.find_all(["a", "img"]):
@@ -97,8 +96,6 @@ def whole(html: Path, names: list[str], title: str, about: str) -> str:
             else:
                 one.unwrap()  # a file that is not in the pdf
         article["id"] = places[name]
-        for foreign in article.select(".only-dark"):
-            foreign.decompose()
         contents.append(f'<a href="#{places[name]}">{article.h1.get_text().rstrip("#¶")}</a>')
         articles.append(str(article))
     styles = "".join(f'<link rel="stylesheet" href="{address}">' for address in heads)
@@ -113,7 +110,9 @@ def whole(html: Path, names: list[str], title: str, about: str) -> str:
 
 def _mathjax(page: BeautifulSoup, name: str) -> str:
     """The scripts that set formulas, as seen from the top of the book."""
-    found = [one for one in page.select("head script") if "mathjax" in (one.get("src", "") + one.text).lower()]
+    found = [
+        one for one in page.select("head script") if "mathjax" in (one.get("src", "") + one.text).lower()
+    ]
     for one in found:
         if one.get("src"):
             one["src"] = urljoin(name, one["src"])
@@ -160,7 +159,9 @@ def print_pdf(book: Path, title: str, about: str) -> Path:
 def main(book: str = "book") -> int:
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     try:
-        target = print_pdf(Path(book).resolve(), cff["title"].replace("&", "&amp;"), f"Version {cff['version']}")
+        target = print_pdf(
+            Path(book).resolve(), cff["title"].replace("&", "&amp;"), f"Version {cff['version']}"
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,11 +1,14 @@
 """The built book for every reader: what axe-core finds, what a page costs, how long it is, what a phone shows."""
 
+import io
 from pathlib import Path
 
 import axe_playwright_python
+import numpy as np
 import pytest
+from PIL import Image
 
-from access import mend, plain, purge
+from access import mend, one_channel, plain, purge
 from tests.test_book import PAGES, PHONE, SETTLE, server  # noqa: F401
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text("utf-8")
@@ -169,12 +172,25 @@ def test_plain_has_no_tex():
     assert plain(r"noise of size \(\sigma_{\max}\) and $\mathrm H$") == "noise of size sigma_max and H"
 
 
+def test_images_keep_their_pixels_in_one_channel():
+    ramp = np.arange(256, dtype="uint8").reshape(16, 16)
+    tinted = np.stack([np.full_like(ramp, value) for value in (10, 90, 200)] + [ramp], 2)
+    grey = np.stack([ramp, ramp, ramp, np.full_like(ramp, 255)], 2)
+    colourful = np.stack([ramp, ramp.T, ramp, np.full_like(ramp, 255)], 2)
+    for picture, mode in ((tinted, "P"), (grey, "L"), (colourful, "RGBA")):
+        out = io.BytesIO()
+        Image.fromarray(picture).save(out, "png")
+        small = Image.open(io.BytesIO(one_channel(out.getvalue())))
+        assert small.mode == mode
+        assert (np.asarray(small.convert("RGBA")) == picture).all()
+
+
 def test_a_page_is_mended():
     page = mend(
         '<html><head><meta name="viewport" content="a"/><meta name="viewport" content="b"/><title>T</title>'
         '<script src="_static/mathjax/startup.js"></script></head><body><article><p>Short.</p>'
         "<p>The first paragraph that is long enough says what this page is about.</p>"
-        '<table><tr><th></th><th>a</th></tr></table></article></body></html>',
+        "<table><tr><th></th><th>a</th></tr></table></article></body></html>",
         "page.html",
     )
     assert page.count("viewport") == 1 and "mathjax" not in page and "<td></td><th>a</th>" in page

@@ -6,11 +6,15 @@ and describe themselves to nobody. This is mended in the finished html, once, an
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from pathlib import Path
 
+import numpy as np
 from bs4 import BeautifulSoup
 from fontTools import subset
+from PIL import Image
 
 # What MathJax needs for TeX; its ready-made bundle has a menu, too, and is half as large again.
 MATHJAX = ["core", "input/tex", "output/chtml", "a11y/assistive-mml"]
@@ -131,8 +135,34 @@ def lighten(out: Path, pages: dict[str, str]):
         name = path.relative_to(static / "mathjax").as_posix()
         if name not in kept and not name.startswith(("output/chtml/fonts/woff-v2/", "input/tex/extensions/")):
             path.unlink()
-    for path in out.glob("results/*/*.svg"):  # a hundredth of a point is less than a pixel
-        path.write_text(re.sub(r' d="[^"]*"', lambda d: re.sub(r"(\.\d\d)\d+", r"\1", d[0]), path.read_text()))
+    for path in out.glob("results/*/*.svg"):
+        path.write_text(lighter(path.read_text("utf-8")), "utf-8")
+
+
+def lighter(svg: str) -> str:
+    """A figure whose lines end at a hundredth of a point, less than a pixel, and whose images have one channel if that is enough."""
+    svg = re.sub(r' d="[^"]*"', lambda d: re.sub(r"(\.\d\d)\d+", r"\1", d[0]), svg)
+    image = r"(data:image/png;base64,)\s*([^\"]*)"
+    return re.sub(image, lambda m: m[1] + base64.b64encode(one_channel(base64.b64decode(m[2]))).decode(), svg)
+
+
+def one_channel(png: bytes) -> bytes:
+    """An image of greys, or of one colour that is more or less opaque, as one byte a pixel; others as they were."""
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA")).astype(int)
+    colours, opaque = pixels[..., :3], pixels[..., 3]
+    if opaque.min() == 255 and np.ptp(colours, axis=2).max() == 0:
+        small, more = Image.fromarray(colours[..., 0].astype("uint8")), {}
+    elif np.ptp(colours[opaque > 0], axis=0).max(initial=0) <= 2:  # they differ by rounding
+        small = Image.fromarray(opaque.astype("uint8"), "L").convert("P")
+        small.putpalette(
+            colours[np.unravel_index(opaque.argmax(), opaque.shape)].astype("uint8").tobytes() * 256
+        )
+        more = {"transparency": bytes(range(256))}
+    else:
+        return png
+    out = io.BytesIO()
+    small.save(out, "png", optimize=True, **more)
+    return out.getvalue()
 
 
 def finish(app, exception):
