@@ -7,7 +7,6 @@ it is a command on a book that is built, like run.py, and no part of building on
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -26,7 +25,9 @@ h1, h2, h3, caption { break-after: avoid; }
 figure, tr, img, div.math, .admonition { break-inside: avoid; }
 figure.entropic-table { break-inside: auto; }
 thead { display: table-header-group; }
-.frame, .pst-scrollable-table-container, .cell_output, pre, div.math { overflow: visible !important; mask: none !important; }
+.frame, .pst-scrollable-table-container, .cell_output, pre, div.math {
+  overflow: visible !important; mask: none !important;
+}
 .frame img { min-width: 0 !important; max-width: 100% !important; max-height: 215mm; object-fit: contain; }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
 .headerlink, .copybtn, .files { display: none !important; }
