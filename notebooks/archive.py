@@ -1,7 +1,8 @@
 """Packs what a reader needs in twenty years into one zip: python notebooks/archive.py [ROOT]
 
 It holds the tracked sources at HEAD (among them the expected values, the lock and the CODECHECK manifest), the built
-book, its pdf, the results, `SHA256SUMS`, and `.zenodo.json`, which is made from CITATION.cff. Equal commits and equal books give equal bytes: entries are sorted, and bear the date of the commit.
+book, its pdf, the results, `SHA256SUMS`, and `.zenodo.json`, which is made from CITATION.cff. Equal commits and equal
+books give equal bytes: entries are sorted, and bear the date of the commit.
 It stands here, beside run.py, as it packs the whole repository, of which the book is a part.
 """
 

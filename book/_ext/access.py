@@ -140,7 +140,7 @@ def lighten(out: Path, pages: dict[str, str]):
 
 
 def lighter(svg: str) -> str:
-    """A figure drawn to a hundredth of a point, less than a pixel, whose images have one channel where one is enough."""
+    """A figure drawn to a hundredth of a point, less than a pixel; its images in one channel where that does."""
     svg = re.sub(r' d="[^"]*"', lambda d: re.sub(r"(\.\d\d)\d+", r"\1", d[0]), svg)
     image = r"(data:image/png;base64,)\s*([^\"]*)"
     return re.sub(image, lambda m: m[1] + base64.b64encode(one_channel(base64.b64decode(m[2]))).decode(), svg)
