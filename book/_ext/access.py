@@ -35,10 +35,12 @@ def mend(text: str, name: str) -> str:
         if not head.get_text(strip=True) and not head.find("img"):
             head.name = "td"  # an empty cell is no heading
             del head["scope"]
+        for formula in head.select("span.math"):  # a heading of a formula alone has no words
+            formula["role"], formula["aria-label"] = "math", plain(formula.get_text())
     for entry in page.select("div.citation[role=doc-biblioentry]"):
         entry["role"] = "listitem"
-    for button in page.select("button.search-button-field[aria-label]"):
-        del button["aria-label"]  # it hides the words that are to be seen
+    for button in page.select("button.search-button-field, details > summary"):
+        button.attrs.pop("aria-label", None)  # it hides the words that are to be seen
     for sidebar in page.select("#pst-primary-sidebar"):
         sidebar["role"], sidebar["aria-label"] = "complementary", "Book"
     formulas = page.find(class_="math") is not None
