@@ -27,7 +27,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/notebooks$(if $(PYTHONPATH),:$(PYTHONPA
 
 RUN := $(PY) notebooks/run.py
 
-.PHONY: help book test run record verify expected status serve lab picture bench lint clean executed \
+.PHONY: help book pdf archive test run record verify expected status serve lab picture bench lint clean executed \
   train-fashion-mnist train-classifier train-cifar10 cifar10 cifar10-edm ffhq imagenet64 imagenet512 rehearse leaderboard bench-gpu
 
 help:  ## list the targets
@@ -38,6 +38,12 @@ help:  ## list the targets
 book: executed  ## run the notebooks that are out of date and build the book (book/_build/html)
 	@$(RUN) html
 	@echo "The book is at book/_build/html/index.html; make serve shows it."
+
+pdf: $(ENVIRONMENT)  ## print the built book as one pdf: book/_build/entropic.pdf (wants chromium; two minutes)
+	@$(PY) notebooks/pdf.py
+
+archive: $(ENVIRONMENT)  ## pack sources at HEAD, built book, pdf, results and sums into a zip for a DOI, after make book pdf
+	@$(PY) notebooks/archive.py
 
 # notebooks/run.py alone decides what is out of date, by content: a touch or a git checkout runs nothing.
 executed: $(ENVIRONMENT)

@@ -494,7 +494,7 @@ def refresh_expected(book: Path, expected: Path):
         about = yaml.safe_load(text) | {"manifest": manifest}
         head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
         check.write_text(
-            head + yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=110), "utf-8"
+            "---\n" + head + yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=110), "utf-8"
         )
     print(f"{len(manifest)} files in {_short(expected)}")
 

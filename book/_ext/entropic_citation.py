@@ -6,9 +6,9 @@ import html
 import re
 
 import yaml
-from entropic_about import commit_of, day, repository
 
 from entropic._version import version
+from entropic_about import commit_of, day, repository
 from studies.pages import ROOT
 from studies.presentation import title
 

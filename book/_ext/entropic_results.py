@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 
 from docutils import nodes
-from entropic_citation import book_html, cite_html
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from entropic_citation import book_html, cite_html
 from studies.presentation import anchor, result_html
 from studies.report import read_csv, read_result
 
