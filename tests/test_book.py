@@ -15,8 +15,9 @@ from PIL import Image
 from tests.conftest import NOTEBOOKS, ROOT
 
 _TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text("utf-8"))
-CHAPTERS = [chapter["file"] for part in _TOC["parts"] for chapter in part["chapters"]]
-PAGES = [f"{entry}.html" for entry in [_TOC["root"], *CHAPTERS]]
+CHAPTERS = [chapter for part in _TOC["parts"] for chapter in part["chapters"]]
+FILES = [one["file"] for chapter in CHAPTERS for one in [chapter, *chapter.get("sections", [])]]
+PAGES = [f"{file}.html" for file in [_TOC["root"], *FILES]]
 DESKTOP, PHONE = 1280, 390
 
 # What a page shows, asked of the page itself once its formulas are set and its lazy images are loaded.
