@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STYLE = """
 @page { size: A4; margin: 18mm 16mm 20mm; }
 html { font-size: 9.5pt; }
-body { display: block; min-height: 0; background: white; }  /* in the theme's flex box, headings are outlined twice */
-article { break-before: page; max-width: none; }
+body { display: block; background: white; }
+article, #contents { break-before: page; max-width: none; padding-top: 2mm; }  /* ink over the edge is outlined twice */
 h1, h2, h3, caption { break-after: avoid; }
 figure, tr, img, div.math, .admonition { break-inside: avoid; }
 figure.entropic-table { break-inside: auto; }
@@ -42,7 +42,7 @@ SETTLE = """async () => {
   const width = document.querySelector('#title').clientWidth;
   for (const one of document.querySelectorAll('table, mjx-container[display="true"]')) {
     const scale = width / one.scrollWidth;
-    if (scale < 1) { one.classList.add('wide'); one.style.setProperty('--zoom', Math.max(scale, 0.45)); }
+    if (scale < 1) { one.classList.add('wide'); one.style.setProperty('--zoom', scale); }
   }
 }"""
 FOOT = (
@@ -104,7 +104,7 @@ def whole(html: Path, names: list[str], title: str, about: str) -> str:
         f'<!DOCTYPE html><html lang="en" data-theme="light" data-mode="light"><head><meta charset="utf-8">'
         f"<title>{title}</title>{styles}<style>{STYLE}</style>{scripts}</head><body>"
         f'<div id="title"><p style="font-size: 2.4rem">{title}</p><p>{about}</p></div>'
-        f'<nav id="contents" style="break-before: page"><h1>Contents</h1>{"".join(contents)}</nav>'
+        f'<nav id="contents"><h1>Contents</h1>{"".join(contents)}</nav>'
         f"{''.join(articles)}</body></html>"
     )
 

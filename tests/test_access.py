@@ -115,7 +115,9 @@ def test_no_page_is_too_long(look, html, page):
 CLIPPED = """() => [...document.querySelectorAll('article *')].filter(e => {
   if (!e.checkVisibility() || e.closest('mjx-assistive-mml, svg, .visually-hidden') || !e.clientWidth) return false;
   const style = getComputedStyle(e);
-  const hides = e.scrollWidth > e.clientWidth + 1 && style.overflowX !== 'visible';
+  // Beside a formula stands its text for screen readers, which nobody sees: the formula itself counts.
+  const ink = e.matches('span.math') ? e.querySelector('mjx-math')?.getBoundingClientRect().width : e.scrollWidth;
+  const hides = ink > e.clientWidth + 2 && style.overflowX !== 'visible';
   return hides && (style.overflowX === 'hidden' || style.maskImage === 'none');
 }).map(e => e.outerHTML.slice(0, 120))"""
 NUMBERS = """() => [...document.querySelectorAll('article .eqno')].filter(e => {
