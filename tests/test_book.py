@@ -183,3 +183,25 @@ def test_search_finds(browser, server):
     tab.wait_for_selector("ul.search li a", timeout=15_000)
     assert tab.locator("ul.search li a").count() > 0
     tab.close()
+
+
+def test_claims_are_cards_on_a_phone(browser, server):
+    """No cell is a column of single words: each takes the width of the page."""
+    tab = browser.new_page(viewport={"width": PHONE, "height": 900})
+    tab.goto(f"{server}notebooks/claims.html")
+    cells = "[...document.querySelectorAll('.claims td')].filter(cell => cell.innerText)"
+    widths = tab.evaluate(f"{cells}.map(cell => cell.offsetWidth)")
+    assert widths and min(widths) > 0.75 * PHONE
+    tab.close()
+
+
+def test_the_paper_s_tables_are_one_page(browser, server):
+    tab = browser.new_page(viewport={"width": 1400, "height": 900})
+    tab.goto(f"{server}notebooks/paper_tables.html")
+    shown = tab.evaluate("[...document.querySelectorAll('figure.entropic-table')].map(one => one.id)")
+    assert {f"tab-table-{number}" for number in range(1, 7)} < set(shown)
+    assert "FD-DINOv2" in tab.inner_text("#tab-table-2") and "294.25" in tab.inner_text(
+        "#tab-table-2"
+    )  # as printed
+    assert tab.evaluate("document.documentElement.scrollHeight") <= 12_000
+    tab.close()
