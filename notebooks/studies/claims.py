@@ -160,7 +160,9 @@ def _judged(claim):
             )
         # JSON knows no infinity: an interval without bounds becomes as wide as floats are.
         cases[case] = [ratio, max(low, 0.0), min(high, 1e308)]
-    condition = claim.get("condition") or {"text": "", "cases": []}
+    condition = claim.get("condition")
+    if not condition or not condition["cases"]:  # one that no case meets says nothing
+        condition = {"text": "", "cases": []}
     if bool(condition["text"]) != bool(condition["cases"]) or not set(condition["cases"]) <= set(cases):
         raise ValueError(
             f"condition = {condition} of claim {name!r}: must have a text, and names of its cases"

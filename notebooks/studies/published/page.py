@@ -105,6 +105,7 @@ def show_behind(experiments):
         for where, ratio in _compared(_theirs(experiment.tables)).items():
             if ratio >= 1:
                 row = {"dataset": experiment.dataset} | dict(zip(_HEADS, where, strict=True))
+                row["solver"] = row["solver"].removesuffix(" DDIM")
                 behind.append(row | {name: values[where, name] for name in ("EDM", "rescaled entropic")})
     if behind:
         save_table(
