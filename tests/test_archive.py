@@ -116,7 +116,7 @@ def test_pdf_has_an_outline_numbers_and_a_bounded_size(printed, html):
     chapters = ["".join(entry.title.split()) for entry in reader.outline if not isinstance(entry, list)]
     titles = []
     for name in pdf.pages(html.parent.parent):
-        found = re.search(r"<h1>(.*?)<a class=\"headerlink", (html / name).read_text("utf-8"), re.S)[1]
+        found = re.search(r"<h1>(.*?)<a class=\"headerlink", (html / name).read_text("utf-8"))[1]
         titles.append("".join(unescape(re.sub(r"<[^>]*>", "", found)).split()))
     assert chapters == ["Contents", *titles]
     for number, page in enumerate(reader.pages, 1):
