@@ -13,9 +13,6 @@ from tests.test_book import PAGES, PHONE, SETTLE, server  # noqa: F401
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text("utf-8")
 ALL = [*PAGES, "search.html", "genindex.html"]
-# Pages that are still too tall, while they are being shortened. To be emptied.
-TOO_LONG = {"notebooks/claims.html", "notebooks/galaxies.html", "notebooks/image_schedules.html"}
-TOO_LONG |= {"notebooks/leaderboard.html", "notebooks/cost.html"}
 
 FOUND = """() => axe.run(document, {
   resultTypes: ['violations'], rules: {'label-content-name-mismatch': {enabled: true}},
@@ -107,8 +104,6 @@ def test_a_further_page_costs_half_a_megabyte(warm, server, page):  # noqa: F811
 def test_no_page_is_too_long(look, html, page):
     assert (html / page).stat().st_size < 1e6
     _, height = look(page)
-    if page in TOO_LONG and height > 12_000:
-        pytest.xfail("is being shortened")
     assert height <= 12_000
 
 

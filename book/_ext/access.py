@@ -41,6 +41,8 @@ def mend(text: str, name: str) -> str:
         entry["role"] = "listitem"
     for button in page.select("button.search-button-field, details > summary"):
         button.attrs.pop("aria-label", None)  # it hides the words that are to be seen
+        if not button.get_text(strip=True):  # an arrow of the contents
+            button["aria-label"] = f"Pages of {button.find_parent('li').a.get_text(strip=True)}"
     for sidebar in page.select("#pst-primary-sidebar"):
         sidebar["role"], sidebar["aria-label"] = "complementary", "Book"
     formulas = page.find(class_="math") is not None
