@@ -339,8 +339,11 @@ def test_a_link_shows_what_it_points_to(tab):
     link.focus()
     preview.wait_for()
     assert "Ambrogioni" in preview.inner_text() and link.get_attribute("aria-describedby") == "preview"
+    shown = preview.inner_text()
     page.keyboard.press("Tab")
-    assert preview.is_hidden() or "Ambrogioni" not in preview.inner_text()
+    page.wait_for_function(
+        "s => (e => e.hidden || e.innerText !== s)(document.getElementById('preview'))", arg=shown
+    )
 
 
 def test_every_preview_has_its_pictures(html):

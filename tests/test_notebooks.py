@@ -237,7 +237,7 @@ def test_make_runs_what_changed_and_no_more(project):
         os.utime(path)
     assert ran(make(project, "executed")) == []  # a touch is no change, nor is a docstring or a comment
     report = project / "notebooks" / "studies" / "report.py"
-    edit(report, '"""Figures, tables', '"""Tables, figures')
+    edit(report, '"""Figures and tables', '"""Tables and figures')
     report.write_text(report.read_text("utf-8") + "\n\n# A comment.\n", "utf-8")
     assert ran(make(project, "executed")) == []
 

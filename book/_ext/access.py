@@ -51,7 +51,8 @@ def mend(text: str, name: str) -> str:
         unused = address.endswith(UNUSED) or ("/mathjax/" in address and not formulas)
         if unused or (address.endswith(SEARCH) and name != "search.html"):
             part.decompose()
-    return str(page)
+    # Names, brackets and spaces in code have the colour of its text: half the weight of a page of code.
+    return re.sub(r'<span class="[npw]">([^<>]*)</span>', r"\1", str(page))
 
 
 def describe(page: BeautifulSoup):
@@ -145,7 +146,14 @@ def lighten(out: Path, pages: dict[str, str]):
 
 def lighter(svg: str) -> str:
     """A figure drawn to a hundredth of a point, less than a pixel; its images in one channel where that does."""
-    svg = re.sub(r' d="[^"]*"', lambda d: re.sub(r"(\.\d\d)\d+", r"\1", d[0]), svg)
+    places = r' (?:d|x|y)="[^"]*"|translate\([^)]*\)'
+    svg = re.sub(places, lambda d: re.sub(r"(\.\d\d)\d+", r"\1", d[0]), svg)
+    # Letters are drawn hundreds of times, by the names of their outlines; comments repeat what they spell.
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.S).replace("DejaVuSans-", "D")
+    svg = re.sub(
+        r'(<use xlink:href="#D[^>]* transform="translate\(\d+)\.\d+', r"\1", svg
+    )  # a hundredth of a letter
+    svg = re.sub(r"\s*\n\s*<", "\n<", svg)
     image = r"(data:image/png;base64,)\s*([^\"]*)"
     return re.sub(image, lambda m: m[1] + base64.b64encode(one_channel(base64.b64decode(m[2]))).decode(), svg)
 
