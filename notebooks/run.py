@@ -531,7 +531,8 @@ def html(book: Path) -> bool:
     for one in pages().values():
         weave(one, book)
     parts = [
-        "**/*.md",
+        "*.md",
+        "api/*.md",
         "*.yml",
         "*.bib",
         "notebooks/*.ipynb",
