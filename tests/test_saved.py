@@ -372,8 +372,10 @@ def test_the_lines_of_advice_run():
     advice = json.loads((ROOT / "notebooks" / "which_schedule.ipynb").read_text("utf-8"))
     prose = "\n".join("".join(cell["source"]) for cell in advice["cells"] if cell["cell_type"] == "markdown")
     lines = re.findall(r"```python\n(.*?)```", prose, re.S)
-    assert len(lines) == 2
+    assert len(lines) == 3
     names = {"n": 4, "curve": curve, "variances": spread.square()}
-    for line in lines:
-        exec("from entropic import gaussian_optimal_sigmas, solver_aware_sigmas\n" + line, names)
-        assert len(names["sigmas"]) == 5 and names["sigmas"][-1] == 0
+    names["denoiser"] = lambda x, sigma: x / (1 + (sigma / spread) ** 2)
+    names["x"] = 80 * torch.randn(8, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for line, levels in zip(lines, (10, 4, 4), strict=True):
+        exec("from entropic import Weighted, gaussian_optimal_sigmas, plan\n" + line, names)
+        assert len(names["sigmas"]) == levels + 1 and names["sigmas"][-1] == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import re
 from pathlib import Path
 
@@ -129,6 +130,7 @@ def lighten(out: Path, pages: dict[str, str]):
         path.write_text(re.sub(r'url\([^)]*\.woff2\) format\("woff2"\),', "", css), "utf-8")
     for path in static.rglob("webfonts/*.woff2"):  # to write these anew would take one more package
         path.unlink()
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # its reports would hide a warning of the build
     for path in static.rglob("webfonts/*.ttf"):
         font = subset.load_font(path, subset.Options())
         one = subset.Subsetter()

@@ -67,12 +67,16 @@ class Citation(SphinxDirective):
 
 class Value(SphinxRole):
     """A number out of a saved result: ``{value}`one_dimension/kl-against-steps/column/row``` or
-    ``{value}`notebook/id/column/row/.2e``` with its format. Rows count from 0, or from the end with -1."""
+    ``{value}`notebook/id/column/row/.2e``` with its format. Rows count from 0, or from the end with -1. Where a smaller
+    profile than the default one has left fewer rows, a dash stands in its place."""
 
     def run(self):
         try:
             notebook, id, column, row, *form = self.text.split("/")
-            value = read_csv(_results(self.env) / notebook / f"{id}.csv")[column][int(row)]
+            about = _results(self.env) / notebook / f"{id}.json"
+            values, place = read_csv(about.with_suffix(".csv"))[column], int(row)
+            small = json.loads(about.read_text("utf-8"))["profile"] != "default"
+            value = "-" if small and not -len(values) <= place < len(values) else values[place]
             text = format(value, form[0] if form else ".3g") if isinstance(value, float) else value
         except (ValueError, KeyError, IndexError, OSError) as error:
             message = self.inliner.reporter.error(f"value {self.text!r}: {error!r}", line=self.lineno)
