@@ -19,7 +19,8 @@ from pathlib import Path
 
 import yaml
 
-BUILT = {"html": "book/_build/html", "results": "book/_build/results"}
+BUILT = ("book/_build/html", "book/_build/results")
+STAMP = "book/_build/html.json"  # of what the html was built
 PDF = "book/_build/entropic.pdf"
 
 
@@ -49,16 +50,20 @@ def entries(root: Path) -> dict[str, bytes]:
     changed = git(root, "status", "--porcelain").decode().splitlines()
     if changed:
         raise ValueError(f"the tree differs from HEAD ({changed[0].strip()}): commit or stash first")
-    for need, how in ((BUILT["html"] + "/index.html", "make book"), (PDF, "make pdf")):
+    for need, how in ((STAMP, "make book"), (PDF, "make pdf")):
         if not (root / need).is_file():
             raise ValueError(f"{need} is not there: {how}")
+    head, built = git(root, "rev-parse", "HEAD").decode().strip(), json.loads((root / STAMP).read_bytes())
+    if built["commit"] != {"commit": head, "dirty": False}:
+        raise ValueError(f"the book is of {built['commit']}, and HEAD is {head}: make book")
+    if (root / PDF).stat().st_mtime < (root / STAMP).stat().st_mtime:
+        raise ValueError(f"{PDF} is older than the book: make pdf")
     tracked = git(root, "ls-tree", "-r", "-z", "--name-only", "HEAD").decode().split("\0")
     found = {name: (root / name).read_bytes() for name in tracked if (root / name).is_file()}
-    for name, folder in BUILT.items():
+    for folder in BUILT:
         for path in (root / folder).rglob("*"):
-            inside = path.relative_to(root / folder).as_posix()
-            if path.is_file() and not (name == "html" and inside.startswith("results/")):
-                found[f"{folder}/{inside}"] = path.read_bytes()
+            if path.is_file():
+                found[path.relative_to(root).as_posix()] = path.read_bytes()
     found[PDF] = (root / PDF).read_bytes()
     cff = yaml.safe_load(found["CITATION.cff"])
     found[".zenodo.json"] = (json.dumps(zenodo(cff), indent=1, ensure_ascii=False) + "\n").encode()

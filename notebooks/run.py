@@ -545,7 +545,7 @@ def html(book: Path) -> bool:
     files = sorted({path for part in parts for path in book.glob(part) if path.is_file()})
     found = {path.relative_to(book).as_posix(): tree.file(path) for path in files}
     found |= {name: tree.file(ROOT / name) for name in ("CITATION.cff",) if (ROOT / name).is_file()}
-    for name in ("studies.presentation", "studies.report"):
+    for name in ("studies.pages", "studies.presentation", "studies.report", "studies.spend"):
         found[name] = tree.module(name).sha256
     found |= {
         path.relative_to(ROOT).as_posix(): tree.file(path) for path in sorted(ROOT.glob("entropic/**/*.py"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from access import mend, one_channel, plain, purge
+from access import lighter, mend, one_channel, plain, purge
 from tests.test_book import PAGES, PHONE, SETTLE, server  # noqa: F401
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text("utf-8")
@@ -169,10 +169,33 @@ def test_purge_keeps_what_can_apply():
     kept = purge(css, {"a", "b", "e", "g"})
     assert kept == '@media print{.a .b{x:"}"}}.e:not(.f){z:1}h1{q:1}@font-face{src:url(x)}#g[h=".i"]{k:1}'
     assert "j\\/2" in purge(css, {"j/2"})
+    with pytest.raises(ValueError, match=r"ends within the rule '\.a'"):
+        purge(".a{b:c", {"a"})
 
 
 def test_plain_has_no_tex():
     assert plain(r"noise of size \(\sigma_{\max}\) and $\mathrm H$") == "noise of size sigma_max and H"
+
+
+def test_a_lighter_figure_has_everything_in_its_place():
+    drawn = """<svg>
+ <metadata>x</metadata>
+ <!-- ab -->
+ <g transform="translate(7.2345 80.2999) scale(0.085 -0.085)">
+  <use xlink:href="#DejaVuSans-61"/>
+  <use xlink:href="#DejaVuSans-62" transform="translate(61.2793 0)"/>
+  <use xlink:href="#m1" x="368.776021" y="37.1" style="stroke-width: 0.845"/>
+  <path id="DejaVuSans-61" d="M 1.23456 2 L 3 4.5"/>
+</svg>"""
+    assert lighter(drawn).split("\n") == [
+        "<svg>",
+        '<g transform="translate(7.23 80.29) scale(0.085 -0.085)">',
+        '<use xlink:href="#D61"/>',
+        '<use xlink:href="#D62" transform="translate(61 0)"/>',
+        '<use xlink:href="#m1" x="368.77" y="37.1" style="stroke-width: 0.845"/>',
+        '<path id="D61" d="M 1.23 2 L 3 4.5"/>',
+        "</svg>",
+    ]
 
 
 def test_images_keep_their_pixels_in_one_channel():
@@ -180,7 +203,8 @@ def test_images_keep_their_pixels_in_one_channel():
     tinted = np.stack([np.full_like(ramp, value) for value in (10, 90, 200)] + [ramp], 2)
     grey = np.stack([ramp, ramp, ramp, np.full_like(ramp, 255)], 2)
     colourful = np.stack([ramp, ramp.T, ramp, np.full_like(ramp, 255)], 2)
-    for picture, mode in ((tinted, "P"), (grey, "L"), (colourful, "RGBA")):
+    empty = np.zeros_like(tinted)
+    for picture, mode in ((tinted, "P"), (grey, "L"), (colourful, "RGBA"), (empty, "P")):
         out = io.BytesIO()
         Image.fromarray(picture).save(out, "png")
         small = Image.open(io.BytesIO(one_channel(out.getvalue())))

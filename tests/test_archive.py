@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,9 +26,10 @@ def small(tmp_path):
     (root / "codecheck.yml").write_text("manifest:\n- file: book/_build/results/page/a.csv\n")
     (root / ".gitignore").write_text("/book/_build/\n")
     for name, text in {
-        "html/index.html": "<h1>a</h1>",
+        "html/index.html": '<h1>a</h1><img src="results/page/a.svg"><a href="results/page/a.csv">a</a>',
+        "html/results/page/a.svg": "<svg/>",
+        "html/results/page/a.csv": "a\n1\n",
         "results/page/a.csv": "a\n1\n",
-        "entropic.pdf": "%PDF",
     }.items():
         path = root / "book" / "_build" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +43,15 @@ def small(tmp_path):
     ):
         about = {"GIT_COMMITTER_DATE": "2025-03-04T05:06:08Z", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
         subprocess.run(["git", *words], cwd=root, check=True, env=about)
+    head = archive.git(root, "rev-parse", "HEAD").decode().strip()
+    stamp(root, head)
+    (root / archive.PDF).write_text("%PDF")
     return root
+
+
+def stamp(root, commit, dirty=False):
+    """What `make book` leaves of the tree that it built the html of."""
+    (root / archive.STAMP).write_text(json.dumps({"commit": {"commit": commit, "dirty": dirty}}))
 
 
 def test_archive_is_equal_when_built_twice_and_its_sums_are_true(small):
@@ -60,6 +70,9 @@ def test_archive_is_equal_when_built_twice_and_its_sums_are_true(small):
             digest, name = line.split("  ")
             assert hashlib.sha256(packed.read(f"{top}/{name}")).hexdigest() == digest
         inside = {name.removeprefix(f"{top}/") for name in names}
+        page = packed.read(f"{top}/book/_build/html/index.html").decode()
+        links = re.findall(r'(?:src|href)="([^"]*)"', page)
+        assert len(links) == 2 and {f"book/_build/html/{link}" for link in links} <= inside
         about = json.loads(packed.read(f"{top}/.zenodo.json"))
     assert {"requirements.lock", "codecheck.yml", "book/_build/html/index.html"} <= inside
     assert {"book/_build/results/page/a.csv", "book/_build/entropic.pdf"} <= inside
@@ -72,6 +85,13 @@ def test_archive_is_equal_when_built_twice_and_its_sums_are_true(small):
         (lambda root: (root / "CITATION.cff").write_text("changed"), "CITATION.cff.*commit or stash"),
         (lambda root: (root / "new.py").touch(), "new.py.*commit or stash"),
         (lambda root: (root / "book/_build/entropic.pdf").unlink(), "make pdf"),
+        (lambda root: os.utime(root / "book/_build/entropic.pdf", (0, 0)), "older than the book: make pdf"),
+        (lambda root: (root / archive.STAMP).unlink(), "make book"),
+        (lambda root: stamp(root, "0" * 40), "the book is of .*make book"),
+        (
+            lambda root: stamp(root, archive.git(root, "rev-parse", "HEAD").decode().strip(), True),
+            "make book",
+        ),
         (lambda root: (root / "book/_build/results/page/a.csv").unlink(), "a.csv.*make book"),
     ],
 )

@@ -9,15 +9,12 @@ from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
+from pdf import pages
 from tests.conftest import NOTEBOOKS, ROOT
 
-_TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text("utf-8"))
-CHAPTERS = [chapter for part in _TOC["parts"] for chapter in part["chapters"]]
-FILES = [one["file"] for chapter in CHAPTERS for one in [chapter, *chapter.get("sections", [])]]
-PAGES = [f"{file}.html" for file in [_TOC["root"], *FILES]]
+PAGES = pages(ROOT / "book")
 DESKTOP, PHONE = 1280, 390
 
 # What a page shows, asked of the page itself once its formulas are set and its lazy images are loaded.

@@ -5,25 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
+
+from pdf import pages
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
-PAGES = re.findall(r"(?:file|root): (\S+)", (BOOK / "_toc.yml").read_text("utf-8"))
-TEMPLATES = yaml.safe_load((ROOT / "notebooks" / "book.yml").read_text("utf-8"))
-BARE = (
-    "cite",
-    "notebooks/claims",
-    "notebooks/cost",
-    "notebooks/paper_tables",
-)  # tables and forms, no chapters
-BOXED = [
-    page
-    for page in PAGES
-    if page not in BARE
-    and not page.startswith("api/")
-    and "template" not in (TEMPLATES.get(page.partition("/")[2]) or {})
-]
+PAGES = [page.removesuffix(".html") for page in pages(BOOK)]
+BARE = ("cite", "notebooks/claims", "notebooks/paper_tables")  # tables and forms, no chapters
+BOXED = [page for page in PAGES if page not in BARE and not page.startswith("api/")]
 
 
 def prose(page):

@@ -52,7 +52,7 @@ def mend(text: str, name: str) -> str:
         unused = address.endswith(UNUSED) or ("/mathjax/" in address and not formulas)
         if unused or (address.endswith(SEARCH) and name != "search.html"):
             part.decompose()
-    # Names, brackets and spaces in code have the colour of its text: half the weight of a page of code.
+    # Names, brackets and spaces in code have the colour of its text; their marks are a quarter of a long page.
     return re.sub(r'<span class="[npw]">([^<>]*)</span>', r"\1", str(page))
 
 
@@ -90,6 +90,8 @@ def purge(css: str, words: set[str]) -> str:
         depth, place = 1, start
         while depth:  # to the end of this rule
             inner = block.match(rest, place)
+            if not inner[2]:
+                raise ValueError(f"a style sheet ends within the rule {head.strip()!r}")
             depth += {"{": 1, "}": -1}.get(inner[2], 0)
             place = inner.end()
         body = rest[start : place - 1]
@@ -123,6 +125,7 @@ def lighten(out: Path, pages: dict[str, str]):
     scripts = [path for path in static.rglob("*.js") if "mathjax" not in path.parts]
     texts = [*pages.values(), *(path.read_text("utf-8") for path in scripts)]
     words = set().union(*(re.findall(r"[\w-]+", text) for text in texts))
+    words |= set().union(*(one.split() for text in texts for one in re.findall('class="([^"]*)"', text)))
     icons = set()
     for path in static.rglob("*.css"):
         css = purge(path.read_text("utf-8"), words)
@@ -152,9 +155,8 @@ def lighter(svg: str) -> str:
     svg = re.sub(places, lambda d: re.sub(r"(\.\d\d)\d+", r"\1", d[0]), svg)
     # Letters are drawn hundreds of times, by the names of their outlines; comments repeat what they spell.
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.S).replace("DejaVuSans-", "D")
-    svg = re.sub(
-        r'(<use xlink:href="#D[^>]* transform="translate\(\d+)\.\d+', r"\1", svg
-    )  # a hundredth of a letter
+    letter = r'(<use xlink:href="#D[^>]* transform="translate\(\d+)\.\d+'
+    svg = re.sub(letter, r"\1", svg)  # to a hundredth of the letter's size
     svg = re.sub(r"\s*\n\s*<", "\n<", svg)
     image = r"(data:image/png;base64,)\s*([^\"]*)"
     return re.sub(image, lambda m: m[1] + base64.b64encode(one_channel(base64.b64decode(m[2]))).decode(), svg)
@@ -166,7 +168,7 @@ def one_channel(png: bytes) -> bytes:
     colours, opaque = pixels[..., :3], pixels[..., 3]
     if opaque.min() == 255 and np.ptp(colours, axis=2).max() == 0:
         small, more = Image.fromarray(colours[..., 0].astype("uint8")), {}
-    elif np.ptp(colours[opaque > 0], axis=0).max(initial=0) <= 2:  # they differ by rounding
+    elif not opaque.any() or np.ptp(colours[opaque > 0], axis=0).max() <= 2:  # they differ by rounding
         small = Image.fromarray(opaque.astype("uint8"), "L").convert("P")
         small.putpalette(
             colours[np.unravel_index(opaque.argmax(), opaque.shape)].astype("uint8").tobytes() * 256

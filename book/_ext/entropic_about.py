@@ -31,9 +31,9 @@ if importlib.util.find_spec("studies") is None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     if not here.is_dir():
         subprocess.run(["git", "clone", "--quiet", "{url}", here], check=True)
-        subprocess.run(["git", "-C", here, "checkout", "--quiet", "{commit}"], check=True)
-        subprocess.run([*pip, f"{{here}}[metrics]", "matplotlib", "pyyaml"], check=True)
-        subprocess.run([*pip, "--no-deps", "-r", here / "requirements-no-deps.lock"], check=True)
+    subprocess.run(["git", "-C", here, "checkout", "--quiet", "{commit}"], check=True)
+    subprocess.run([*pip, f"{{here}}[metrics]", "matplotlib", "pyyaml"], check=True)
+    subprocess.run([*pip, "--no-deps", "-r", here / "requirements-no-deps.lock"], check=True)
     sys.path[:0] = [str(here), str(here / "notebooks")]"""
 
 
@@ -95,7 +95,7 @@ def links(app, pagename, templatename, context, doctree):
     if known is None or source is None or "body" not in context:
         return
     found = {}
-    if pagename.startswith("notebooks/"):
+    if runs_alone(pagename.removeprefix("notebooks/")):
         copy = "/".join(filter(None, [known.folder, "launch", f"{Path(pagename).name}.ipynb"]))
         tree = quote(f"lab/tree/{copy}", safe="")
         found["Open in Colab"] = (
@@ -109,6 +109,11 @@ def links(app, pagename, templatename, context, doctree):
     context["body"] += f'<p class="launch">{anchors}</p>'
 
 
+def runs_alone(name: str) -> bool:
+    """Whether a page is a notebook that reads no results of other pages, which a fresh copy would not have."""
+    return name in pages() and not page(name).results
+
+
 def copies(app, exception):
     """The notebooks behind the buttons: each installs, in its first cell, what it needs."""
     known = repository()
@@ -117,7 +122,7 @@ def copies(app, exception):
     folder = Path(app.outdir, "launch")
     folder.mkdir(exist_ok=True)
     for one in pages().values():
-        if Path(app.srcdir, "notebooks", f"{one.name}.ipynb").is_file():
+        if runs_alone(one.name):
             (folder / f"{one.name}.ipynb").write_text(json.dumps(alone(one, known), indent=1), "utf-8")
 
 

@@ -19,8 +19,22 @@ def anchor(sidecar: Mapping) -> str:
 
 
 def title(sidecar: Mapping) -> str:
-    """The first sentence of the caption, without its last dot."""
-    return re.split(r"(?<=[.;])\s", " ".join(sidecar["caption"].split()))[0].rstrip(".;")
+    """The first sentence of the caption, without its last dot; what it was recorded with is left out."""
+    first, *more = _sentences(" ".join(sidecar["caption"].split()))
+    if first.startswith("Recorded") and more:
+        return f"{more[0].rstrip('.;')}, recorded"
+    return first.rstrip(".;")
+
+
+def _sentences(text: str) -> list[str]:
+    """Text parted after dots and semicolons that stand outside brackets."""
+    found, depth, start = [], 0, 0
+    for i, letter in enumerate(text):
+        depth = max(0, depth + (letter == "(") - (letter == ")"))
+        if letter in ".;" and not depth and text[i + 1 : i + 2] in ("", " "):
+            found.append(text[start : i + 1])
+            start = i + 2
+    return found + [text[start:]] * (start < len(text))
 
 
 def result_html(
