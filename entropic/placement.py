@@ -53,15 +53,14 @@ METHODS = ("measured", "recursion", "density")
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """The constants of `plan` that were tuned, each with the table of the book that it was read off.
+    """The constants of `plan` that were tuned; the book's page *Tuning record* says on what each was chosen.
 
     alpha: the goal where none is given, Weighted(alpha); the exponent that the features of an ImageNet network weigh
-    (page *What a feature distance weighs*, table `agreement`).
+    (page *What a feature distance weighs*).
     spread: the scales c of a spectrum are spread by `spread` * sqrt(misfit) in log c (page *Every schedule side by
-    side*, table `spread`).
+    side*, table `spread`, has other values).
     own_errors: the weight of the steps' own squared errors, in units of the squared spread, where a solver remembers
-    earlier steps. Chosen on the leaderboard's models of varying scale; the trials are not kept (page *Solver-aware
-    time*).
+    earlier steps. Chosen on the leaderboard's models of varying scale; the trials are not kept.
     """
 
     alpha: float = 0.75

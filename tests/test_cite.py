@@ -21,6 +21,7 @@ sys.path.append(str(ROOT / "book" / "_ext"))
 import entropic_about as about
 import entropic_api as api
 import entropic_citation as citation
+import entropic_results as results
 
 SIDECAR = {
     "kind": "figure",
@@ -200,6 +201,17 @@ def test_a_release_stays_when_the_book_is_published_again(tmp_path):
     again = subprocess.run([ROOT / ".ci" / "publish", built], cwd=tmp_path / "work", env=about)
     git("fetch", "--quiet", "origin", "gh-pages")
     assert again.returncode and git("ls-tree", "-r", "--name-only", "FETCH_HEAD").split() == files
+
+
+def test_a_row_is_named_by_what_stands_in_it():
+    table = {"schedule": ["EDM", "ours", "ours"], "nfe": [8.0, 8.0, 16.0], "value": [1.0, 0.5, 0.25]}
+    assert (
+        results._entry(table, "value", "schedule=ours&nfe=16") == 0.25 == results._entry(table, "value", "-1")
+    )
+    assert results._entry(table, "value", "schedule=log", missing="-") == "-"
+    for row in ("schedule=ours", "schedule=log", "nfe=8&schedule=log", "3"):
+        with pytest.raises(ValueError, match="must name one"):
+            results._entry(table, "value", row)
 
 
 # --- the html ----------------------------------------------------------------------------------------------

@@ -36,6 +36,11 @@ def test_a_dimension_is_d_and_a_denoiser_is_D(page):
     assert not re.search(r"(?<![\w{(\\])D\s*(\\,)?(c\^2|\\sigma|/\\s|/\\?\()", prose(page))
 
 
+def test_a_dimension_is_d_in_figures():
+    code = "".join(path.read_text("utf-8") for path in sorted((ROOT / "notebooks").glob("*.ipynb")))
+    assert re.search(r"d\\+sigma\^2", code) and not re.search(r"D\\+sigma\^2", code)
+
+
 def test_a_symbol_has_one_line_in_the_notation():
     rows = re.findall(r"^\| (\$.*?) \|", prose("notation"), re.M)
     symbols = [one for row in rows for one in re.findall(r"\$([^$]+)\$", row)]

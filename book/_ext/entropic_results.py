@@ -66,22 +66,39 @@ class Citation(SphinxDirective):
 
 
 class Value(SphinxRole):
-    """A number out of a saved result: ``{value}`one_dimension/kl-against-steps/column/row``` or
-    ``{value}`notebook/id/column/row/.2e``` with its format. Rows count from 0, or from the end with -1. Where a smaller
-    profile than the default one has left fewer rows, a dash stands in its place."""
+    """A number out of a saved result: ``{value}`notebook/id/column/schedule=EDM&nfe=8``` is that of the one row whose
+    columns have these values; ``{value}`notebook/id/column/schedule=EDM/.2e``` has a format, and ``0`` or ``-1`` takes
+    a row by its place. Where a smaller profile than the default one has left no such row, a dash stands there."""
 
     def run(self):
         try:
             notebook, id, column, row, *form = self.text.split("/")
             about = _results(self.env) / notebook / f"{id}.json"
-            values, place = read_csv(about.with_suffix(".csv"))[column], int(row)
             small = json.loads(about.read_text("utf-8"))["profile"] != "default"
-            value = "-" if small and not -len(values) <= place < len(values) else values[place]
+            value = _entry(read_csv(about.with_suffix(".csv")), column, row, "-" if small else None)
             text = format(value, form[0] if form else ".3g") if isinstance(value, float) else value
         except (ValueError, KeyError, IndexError, OSError) as error:
             message = self.inliner.reporter.error(f"value {self.text!r}: {error!r}", line=self.lineno)
             return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
         return [nodes.inline("", text.replace("e-0", "e-"), classes=["value"])], []
+
+
+def _entry(table, column, row, missing=None):
+    """The value of a column in the one row that is named. Where there is none: `missing`, or ValueError."""
+    if "=" in row:
+        wanted = dict(part.rsplit("=", 1) for part in row.split("&"))
+        rows = zip(*(table[name] for name in wanted), strict=True)
+        places = [i for i, found in enumerate(rows) if [*map(_told, found)] == [*wanted.values()]]
+    else:
+        place, count = int(row), len(table[column])
+        places = [place] if -count <= place < count else []
+    if len(places) > 1 or (not places and missing is None):
+        raise ValueError(f"{row!r} names {len(places)} rows of {len(table[column])}: must name one")
+    return table[column][places[0]] if places else missing
+
+
+def _told(value) -> str:
+    return format(value, ".10g") if isinstance(value, float) else value
 
 
 def number(env, sidecar) -> str:
