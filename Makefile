@@ -140,7 +140,8 @@ clean:  ## remove what was built (the environment stays)
 # --- the environment ---------------------------------------------------------------------------------------
 # Without a GPU, torch is first looked for where its wheel has no CUDA: 4 GB less. Where that fails, the lock decides.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+# Python compiles what it imports when it does; to compile all of torch here takes a minute more.
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 .venv/installed: requirements.lock requirements-no-deps.lock pyproject.toml
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo 'Python 3.10 to 3.13 is needed; name one: make BASE_PYTHON=python3.12 ...'; exit 2; }

@@ -10,6 +10,7 @@ import base64
 import io
 import logging
 import re
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -183,13 +184,14 @@ def one_channel(png: bytes) -> bytes:
 
 def finish(app, exception):
     if exception is None and app.builder.name == "html":
-        out, pages = Path(app.outdir), {}
-        for path in sorted(out.rglob("*.html")):
-            if "_static" not in path.parts:
-                name = path.relative_to(out).as_posix()
-                pages[name] = mend(path.read_text("utf-8"), name)
-                path.write_text(pages[name], "utf-8")
-        lighten(out, pages)
+        out = Path(app.outdir)
+        paths = [path for path in sorted(out.rglob("*.html")) if "_static" not in path.parts]
+        names = [path.relative_to(out).as_posix() for path in paths]
+        with ProcessPoolExecutor() as pool:
+            texts = list(pool.map(mend, [path.read_text("utf-8") for path in paths], names))
+        for path, text in zip(paths, texts, strict=True):
+            path.write_text(text, "utf-8")
+        lighten(out, dict(zip(names, texts, strict=True)))
 
 
 def mathjax(app):

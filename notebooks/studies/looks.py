@@ -5,6 +5,7 @@ differ. Colours differ by a distance of 17 in CIE Lab for readers with and witho
 lightness of 4 in grey, where the markers help; each has a contrast of 3 with its page.
 """
 
+import re
 from collections import Counter
 
 import matplotlib as mpl
@@ -12,7 +13,28 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-__all__ = ["MOST", "SCHEDULES", "SOLVERS", "draw_levels", "least", "legend", "schedule", "solver"]
+__all__ = [
+    "CYCLE",
+    "INK",
+    "MOST",
+    "SCHEDULES",
+    "SOLVERS",
+    "draw_levels",
+    "in_dark",
+    "least",
+    "legend",
+    "schedule",
+    "solver",
+]
+
+# The colours "C0" to "C6" are those of Okabe and Ito, which colour-blind people can tell apart. They are shifted until
+# each has a contrast of 3 with its page; black and yellow are left out, as they cannot do that on both.
+CYCLE = {
+    "light": ["#0072B2", "#D55E00", "#009E73", "#B8559A", "#B07A00", "#2B90CC", "#6B6B6B"],
+    "dark": ["#56A8E8", "#FF8A3D", "#2EC99A", "#E8A2CC", "#F2BC42", "#9AD7FA", "#ABABAB"],
+}
+# The colour of text and lines, and that of the grid.
+INK = {"light": ("#222222", "#D5D5D5"), "dark": ("#E4E4E4", "#4A4A4A")}
 
 MOST = 7  # lines in a plot, at most
 
@@ -51,6 +73,14 @@ SOLVERS = {
     "Heun": ("^", "-."),
     "DPM-Solver++(2M)": ("D", ":"),
 }
+
+
+def in_dark(svg):
+    """The svg of a figure for the light page in the colours of the dark page; images within it stay."""
+    pairs = [look[:2] for look in SCHEDULES.values()]
+    pairs += [*zip(CYCLE["light"], CYCLE["dark"], strict=True), *zip(INK["light"], INK["dark"], strict=True)]
+    colours = {light.lower(): dark.lower() for light, dark in pairs}
+    return re.sub("#[0-9a-f]{6}", lambda found: colours.get(found[0], found[0]), svg)
 
 
 def schedule(name):

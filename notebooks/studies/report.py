@@ -38,13 +38,6 @@ from entropic.files import replaced, write_atomically
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 
-# The colours of Okabe and Ito, which colour-blind people can tell apart. They are shifted until each has a contrast of
-# 3 with its page. Black and yellow are left out: each of them cannot be seen on one of the two pages.
-_CYCLE = {
-    "light": ["#0072B2", "#D55E00", "#009E73", "#B8559A", "#B07A00", "#2B90CC", "#6B6B6B"],
-    "dark": ["#56A8E8", "#FF8A3D", "#2EC99A", "#E8A2CC", "#F2BC42", "#9AD7FA", "#ABABAB"],
-}
-_INK = {"light": ("#222222", "#D5D5D5"), "dark": ("#E4E4E4", "#4A4A4A")}
 _STARTED = time.monotonic()
 _SHOWN: dict[str, int] = {}
 
@@ -58,9 +51,11 @@ def style(mode="light"):
     """
     import matplotlib as mpl
 
-    if mode not in _CYCLE:
+    from studies import looks
+
+    if mode not in looks.CYCLE:
         raise ValueError(f"mode = {mode!r}: must be 'light' or 'dark'")
-    ink, grid = _INK[mode]
+    ink, grid = looks.INK[mode]
     with mpl.rc_context():
         mpl.rcdefaults()  # the figure must not depend on the user's own settings
         mpl.rcParams.update(
@@ -75,7 +70,7 @@ def style(mode="light"):
                 "axes.titlesize": 11,
                 "legend.fontsize": 9.5,
                 "legend.frameon": False,
-                "axes.prop_cycle": mpl.cycler(color=_CYCLE[mode]),
+                "axes.prop_cycle": mpl.cycler(color=looks.CYCLE[mode]),
                 "axes.spines.top": False,
                 "axes.spines.right": False,
                 "axes.grid": True,
@@ -112,7 +107,8 @@ def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str
     figure in the colours of the reader's page, with its caption and links to these files. Equal inputs give equal
     bytes, except for the times in the sidecar.
 
-    draw: a function without arguments that returns a Matplotlib figure; it is called once for each style
+    draw: a function without arguments that returns a Matplotlib figure in the colours of `style` and of `looks`; one
+        with an image is drawn once more for the dark page
     id: a short name of lower-case letters, digits and hyphens
     data: column -> array, all of one length; or series -> such columns, which make one long table whose first
         column is ``series``
@@ -124,6 +120,8 @@ def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str
     """
     import matplotlib.pyplot as plt
 
+    from studies import looks
+
     # fontTools logs a message about the date of a font, which does not concern the reader of a notebook.
     logging.getLogger("fontTools").setLevel(logging.ERROR)
     _check_text(id, caption=caption, alt=alt)
@@ -133,20 +131,22 @@ def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str
     out = _out_dir()
     files = {"csv": f"{id}.csv", "svg": f"{id}.svg", "svg_dark": f"{id}-dark.svg"}
     files |= {"png": f"{id}.png", "pdf": f"{id}.pdf"}
-    for mode, key in (("light", "svg"), ("dark", "svg_dark")):
-        with style(mode):
-            fig = draw()
-            if not hasattr(fig, "savefig"):
-                raise ValueError(f"draw() returned {type(fig).__name__}: must return a Matplotlib figure")
-            size = [round(float(v), 3) for v in fig.get_size_inches()]
-            _save(fig, out / files[key], format="svg", metadata={"Date": None}, dpi=150)
-            if mode == "light":
-                fig.set_layout_engine("none")  # the places that it has found hold for the other formats
-                _save(
-                    fig, out / files["pdf"], format="pdf", facecolor="white", metadata={"CreationDate": None}
-                )
-                _save(fig, out / files["png"], format="png", dpi=160, facecolor="white")
+    with style("light"):
+        fig = _drawn(draw)
+        size = [round(float(v), 3) for v in fig.get_size_inches()]
+        _save(fig, out / files["svg"], format="svg", metadata={"Date": None}, dpi=150)
+        fig.set_layout_engine("none")  # the places that it has found hold for the other formats
+        _save(fig, out / files["pdf"], format="pdf", facecolor="white", metadata={"CreationDate": None})
+        _save(fig, out / files["png"], format="png", dpi=160, facecolor="white")
+        plt.close(fig)
+    svg = (out / files["svg"]).read_text("utf-8")
+    if "<image" in svg:  # its pixels have the colours of the light page
+        with style("dark"):
+            fig = _drawn(draw)
+            _save(fig, out / files["svg_dark"], format="svg", metadata={"Date": None}, dpi=150)
             plt.close(fig)
+    else:
+        _write(out / files["svg_dark"], looks.in_dark(svg))
     sidecar = _leave(
         out, "figure", id, files, columns, {"caption": caption, "alt": alt, "size": size, **meta}
     )
@@ -421,6 +421,13 @@ def _by_hand(sidecar: Mapping, out: Path) -> str:
         return "data:image/svg+xml;base64," + base64.b64encode((out / name).read_bytes()).decode()
 
     return presentation.result_html(sidecar, f"{sidecar['kind'].capitalize()} {sidecar['number']}", link)
+
+
+def _drawn(draw):
+    fig = draw()
+    if not hasattr(fig, "savefig"):
+        raise ValueError(f"draw() returned {type(fig).__name__}: must return a Matplotlib figure")
+    return fig
 
 
 def _save(fig, path: Path, **kwargs):

@@ -283,7 +283,8 @@ def test_the_recursion_is_measured_without_its_spread_too(gaussians, tmp_path):
     # Gaussian's: scales are spread.
     known = gaussians[1].curve
     curve = ErrorCurve(known.sigma, known.eps2 * (1 + 0.01 * torch.cos(2 * known.sigma.log())))
-    blind = gaussians[1]._replace(curve=curve, multiplicity=None)
+    assert not set(names[1:]) & set(gaussians[1].names())  # the spread is 0 there
+    blind = gaussians[1]._replace(curve=curve, multiplicity=None, schedules=())
     fill([blind], store, nfe=[9], solvers=["Heun"], schedules=names, progress=False)
     values = {row["schedule"]: row["value"] for row in store.rows() if row["metric"] != "W2"}
     for name, spread in zip(names, (None, 0), strict=True):

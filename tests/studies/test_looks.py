@@ -1,5 +1,6 @@
 """The looks of schedules: told apart by every reader, on both pages, and the same in the interactive figure."""
 
+import io
 import itertools
 import json
 import re
@@ -49,6 +50,27 @@ def lab(light):
 def colours(mode):
     with style(mode):
         return {name: looks.schedule(name)["color"] for name in looks.SCHEDULES}
+
+
+def test_a_figure_of_the_light_page_becomes_that_of_the_dark_page():
+    def svg(mode):
+        with style(mode):
+            fig, axis = plt.subplots()
+            for k, name in enumerate(looks.SCHEDULES):
+                axis.plot([0, k], label=name, **looks.schedule(name))
+                axis.fill_between([0, 1], k, color=f"C{k}", alpha=0.3)
+            axis.legend()
+            text = io.StringIO()
+            fig.savefig(text, format="svg", metadata={"Date": None})
+            plt.close(fig)
+        ids = {}  # they are made from what they name, colours included
+        return re.sub(
+            r"\b[mph][0-9a-f]{10}\b", lambda found: ids.setdefault(found[0], str(len(ids))), text.getvalue()
+        )
+
+    light, dark = svg("light"), svg("dark")
+    assert light != dark and svg("light") == light
+    assert looks.in_dark(light) == dark
 
 
 @pytest.mark.parametrize("mode", PAGES)

@@ -46,9 +46,9 @@ def draw():
     return fig
 
 
-def save(id="rise", **changes):
+def save(id="rise", drawn=draw, **changes):
     data = {"x": X, "y": X**2}
-    save_figure(draw, id, **{"data": data, "caption": "A rise in $\\sigma$.", "alt": "Rising.", **changes})
+    save_figure(drawn, id, **{"data": data, "caption": "A rise in $\\sigma$.", "alt": "Rising.", **changes})
 
 
 def test_a_figure_leaves_its_files_data_and_sidecar(folder):
@@ -86,6 +86,20 @@ def test_svg_asks_for_nothing_and_has_no_ground(folder):
         assert "<text" not in text and "<dc:date" not in text
         assert not re.findall(r"(?:href|src)=\"http|url\(http", text)
         assert "fill: #ffffff" not in text
+
+
+def test_an_image_is_drawn_in_the_colours_of_each_page(folder):
+    def drawn():
+        fig, axis = plt.subplots()
+        axis.imshow(X[:, None] * X, cmap=shade("C0"))
+        return fig
+
+    save(drawn=drawn)
+    pixels = [
+        re.findall(r"base64,\s*([^\"]+)", (folder / name).read_text())
+        for name in ("rise.svg", "rise-dark.svg")
+    ]
+    assert len(pixels[0]) == len(pixels[1]) == 1 and pixels[0] != pixels[1]
 
 
 def luminance(colour):

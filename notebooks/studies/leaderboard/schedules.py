@@ -158,6 +158,12 @@ OURS |= {name: functools.partial(_measured, space=space) for name, space in MAPP
 SCHEDULES = RIVALS | TUNED_FOR | OURS
 
 
+def of_gaussians(schedule):
+    """Whether it is measured on Gaussian data: not where it is made for another goal than KL and W2, and, as the
+    spread is 0 there, not without it."""
+    return not any(part in schedule for part in ("0.5", "0.75", "no spread"))
+
+
 def asks(schedule, work, solver):
     """What a schedule depends on besides the number of levels: cells for which this is equal share one search."""
     if schedule in FORMULAS:
@@ -177,7 +183,9 @@ _BEFORE = frozenset(
 
 
 def outdated(group, schedule, commit):
-    """Whether a line of the record is of a schedule, or of a measure, that has changed since: it counts no more."""
+    """Whether a line of the record counts no more: its schedule or its measure has changed since, or is not asked."""
+    if group.startswith("Gaussian") and not of_gaussians(schedule):
+        return True
     elsewhere = schedule in ("simple", "Beta") and group.startswith("image mixture")
     changed = schedule in ("DMN", "GITS", "OSS", "SharpEuler", "COS", "CRS") or schedule.startswith("curve")
     return commit in _BEFORE and (changed or elsewhere)

@@ -28,7 +28,7 @@ from entropic.images.networks import load_network
 from entropic.solvers import HEUN
 from studies import scales
 from studies.leaderboard.names import KL_OF_DATA, KL_OF_GENERATED, PATH, PATH_RMS, SOLVERS, W2_OF_COMPONENTS
-from studies.leaderboard.schedules import HIGH, LOW, MAPPED, RIVALS, SCHEDULES, TUNED_FOR
+from studies.leaderboard.schedules import HIGH, LOW, MAPPED, RIVALS, SCHEDULES, TUNED_FOR, of_gaussians
 from studies.positions import positions
 
 
@@ -158,12 +158,7 @@ def gaussians():
             draw,
             measure,
             (KL_OF_GENERATED, "W2"),
-            # Each of these is made for KL or W2, too.
-            schedules=tuple(
-                name
-                for name in SCHEDULES
-                if not (name in TUNED_FOR or "fixed end" in name) or "0.75" not in name
-            ),
+            schedules=tuple(filter(of_gaussians, SCHEDULES)),
         )
 
     return [work(name, variances) for name, variances in spectra.items()]
