@@ -2,6 +2,7 @@
 
 import builtins
 import collections
+import contextlib
 import hashlib
 import io
 import json
@@ -618,6 +619,18 @@ def saved(value):
     return file.getvalue()
 
 
+@contextlib.contextmanager
+def at_most(millions):
+    """The body takes no more processor time than to add up so many million squares, on this machine and now."""
+    start = time.process_time()
+    yield
+    taken = time.process_time() - start
+    if taken > 0.5:  # what is quicker is within every bound
+        start = time.process_time()
+        sum(i * i for i in range(2_000_000))
+        assert taken < millions / 2 * (time.process_time() - start)
+
+
 def attributes():
     """What a pickle could overwrite."""
     modules = (
@@ -644,11 +657,10 @@ def test_refusal(name, tmp_path, edm2, monkeypatch):
     made = made(canary, edm2) if callable(made) else made
     path.write_bytes(made)
     modules, before = set(sys.modules), attributes()
-    start, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     remedy = "the file may be whole, but" if name in UNSUPPORTED else "fetch it again from NVIDIA"
-    with pytest.raises(SnapshotError, match=rf"^file\.pkl .*; {remedy}") as caught:
+    with at_most(40), pytest.raises(SnapshotError, match=rf"^file\.pkl .*; {remedy}") as caught:
         load_snapshot(path, cache=cache)
-    assert time.process_time() - start < 2
     if name in HOSTILE:
         with pytest.raises(SnapshotError, match=re.escape(str(caught.value))):
             read_pickle(path)
@@ -839,17 +851,14 @@ def test_large_integers_are_no_keys(tmp_path, container, step):
         made = b"}(" + b"".join(number + b"N" for number in numbers) + b"u."
         made = b"\x80\x04" + made if container == "dict" else stored(b"\x80\x02" + made)
     (tmp_path / "a.pkl").write_bytes(made)
-    start = time.process_time()
-    with pytest.raises(SnapshotError, match=r"integers as keys are below 2\^31"):
+    with at_most(15), pytest.raises(SnapshotError, match=r"integers as keys are below 2\^31"):
         read_pickle(tmp_path / "a.pkl")
-    assert time.process_time() - start < 1
 
 
 def test_small_integers_are_keys_whatever_their_low_bits(tmp_path):
     numbers = {i << 15: None for i in range(2**16 - 1)} | {-(2**31) + 1: None, True: None}
-    start = time.process_time()
-    assert read_pickle(written(tmp_path / "a.pkl", numbers)) == numbers
-    assert time.process_time() - start < 3
+    with at_most(40):
+        assert read_pickle(written(tmp_path / "a.pkl", numbers)) == numbers
 
 
 # Architectures that are not read here
