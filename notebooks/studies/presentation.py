@@ -89,7 +89,8 @@ def _cell(value) -> str:
 
 
 def _text(text: str) -> str:
-    """Text escaped for html; what stands between dollars is marked for MathJax."""
+    """Text escaped for html; what stands between dollars is marked for MathJax, and between backquotes as code."""
     parts = [html.escape(part) for part in re.split(r"(?<!\\)\$(.+?)(?<!\\)\$", text)]
+    parts[::2] = [re.sub("`([^`]+)`", r"<code>\1</code>", part) for part in parts[::2]]
     parts[1::2] = [f'<span class="math notranslate nohighlight">\\({part}\\)</span>' for part in parts[1::2]]
     return "".join(parts)

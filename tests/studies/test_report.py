@@ -204,10 +204,11 @@ def test_a_bad_table_is_refused(rows):
 
 
 def test_the_shown_html_has_both_variants_alt_text_and_files(folder):
-    save(alt='Rising "fast".')
+    save(alt='Rising "fast".', caption="By `make <book>`, where $a$ < b.")
     html = figures._by_hand(read_result("scratch", "rise")[0], folder)
     assert html.count('alt="Rising &quot;fast&quot;."') == 2 and "Figure 1" in html
     assert html.count("data:image/svg+xml;base64,") == 2
+    assert "By <code>make &lt;book&gt;</code>, where" in html and "\\(a\\)</span> &lt; b." in html
     for word in ("only-light", "only-dark", "scratch/rise.csv", "scratch/rise.pdf", "scratch/rise.json"):
         assert word in html
 
