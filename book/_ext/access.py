@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -187,7 +188,7 @@ def finish(app, exception):
         out = Path(app.outdir)
         paths = [path for path in sorted(out.rglob("*.html")) if "_static" not in path.parts]
         names = [path.relative_to(out).as_posix() for path in paths]
-        with ProcessPoolExecutor() as pool:
+        with ProcessPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             texts = list(pool.map(mend, [path.read_text("utf-8") for path in paths], names))
         for path, text in zip(paths, texts, strict=True):
             path.write_text(text, "utf-8")

@@ -29,7 +29,7 @@ def write(app, exception):
     }
     for name, soup in soups.items():
         copies = {}
-        for link in soup.select("article a[href*='#']"):
+        for link in soup.select("a[href*='#']"):
             href = link["href"]
             file, anchor = urldefrag(href)
             target = (
@@ -52,8 +52,9 @@ def write(app, exception):
 
 
 def article(page: str) -> str:
-    """The part of a page that is not the theme's, which is what takes long to parse."""
-    return "".join(re.findall(r"<article.*</article>", page, flags=re.S))
+    """The text of a page without the theme's lists of pages around it, which take long to parse."""
+    found = re.search(r"<article.*</article>", page, flags=re.S)
+    return found[0] if found else ""
 
 
 def copy(target, page: str, reader: str) -> str:

@@ -112,11 +112,16 @@ def show(app, doctree, docname):
     """Put the html of every result in the place of its marker; only now the chapters have their numbers."""
     if app.builder.format != "html":
         return
-    up = "../" * docname.count("/")
+    up, shown = "../" * docname.count("/"), set()
     for node in list(doctree.findall(nodes.raw)):
         if found := MARKER.match(node.astext()):
             notebook, id = found.groups()
             sidecar, _ = read_result(notebook, id, _results(app.env))
+            if (notebook, id) in shown:  # at the top of the page already
+                text = f'<p><a href="#{anchor(sidecar)}">{number(app.env, sidecar)}</a> stands above.</p>'
+                node.replace_self(nodes.raw("", text, format="html"))
+                continue
+            shown.add((notebook, id))
             if sidecar["kind"] == "table" and "rows" not in sidecar:
                 logging.getLogger(__name__).error(f"{notebook}/{id} is of an older run: run {notebook} again")
                 continue

@@ -76,11 +76,18 @@ SOLVERS = {
 
 
 def in_dark(svg):
-    """The svg of a figure for the light page in the colours of the dark page; images within it stay."""
+    """The svg of a figure for the light page in the colours of the dark page.
+
+    ValueError: a colour that is neither of `CYCLE` nor of `INK` nor that of a schedule.
+    """
     pairs = [look[:2] for look in SCHEDULES.values()]
     pairs += [*zip(CYCLE["light"], CYCLE["dark"], strict=True), *zip(INK["light"], INK["dark"], strict=True)]
     colours = {light.lower(): dark.lower() for light, dark in pairs}
-    return re.sub("#[0-9a-f]{6}", lambda found: colours.get(found[0], found[0]), svg)
+    if other := set(re.findall("#[0-9a-f]{6}", svg)) - set(colours):
+        raise ValueError(
+            f"the figure has the colours {sorted(other)}: draw with those of style() and looks alone"
+        )
+    return re.sub("#[0-9a-f]{6}", lambda found: colours[found[0]], svg)
 
 
 def schedule(name):

@@ -85,7 +85,8 @@ def _cell(value) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         text = "" if value is None else str(value)
         return f"<td{' class=short' * (len(text) < 14)}>{_text(text)}</td>"  # a short word is not broken
-    return f'<td class="number">{value if isinstance(value, int) else format(value, ".4g")}</td>'
+    text = "–" if value != value else value if isinstance(value, int) else format(value, ".4g")
+    return f'<td class="number">{text}</td>'  # NaN is what was not measured
 
 
 def _text(text: str) -> str:

@@ -132,9 +132,8 @@ def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str
     files = {"csv": f"{id}.csv", "svg": f"{id}.svg", "svg_dark": f"{id}-dark.svg"}
     files |= {"png": f"{id}.png", "pdf": f"{id}.pdf"}
     with style("light"):
-        fig = _drawn(draw)
+        fig = _drawn(draw, out / files["svg"])
         size = [round(float(v), 3) for v in fig.get_size_inches()]
-        _save(fig, out / files["svg"], format="svg", metadata={"Date": None}, dpi=150)
         fig.set_layout_engine("none")  # the places that it has found hold for the other formats
         _save(fig, out / files["pdf"], format="pdf", facecolor="white", metadata={"CreationDate": None})
         _save(fig, out / files["png"], format="png", dpi=160, facecolor="white")
@@ -142,9 +141,7 @@ def save_figure(draw: Callable[[], Any], id: str, *, data: Mapping, caption: str
     svg = (out / files["svg"]).read_text("utf-8")
     if "<image" in svg:  # its pixels have the colours of the light page
         with style("dark"):
-            fig = _drawn(draw)
-            _save(fig, out / files["svg_dark"], format="svg", metadata={"Date": None}, dpi=150)
-            plt.close(fig)
+            plt.close(_drawn(draw, out / files["svg_dark"]))
     else:
         _write(out / files["svg_dark"], looks.in_dark(svg))
     sidecar = _leave(
@@ -423,10 +420,12 @@ def _by_hand(sidecar: Mapping, out: Path) -> str:
     return presentation.result_html(sidecar, f"{sidecar['kind'].capitalize()} {sidecar['number']}", link)
 
 
-def _drawn(draw):
+def _drawn(draw, path):
+    """The figure that is drawn, and saved as svg."""
     fig = draw()
     if not hasattr(fig, "savefig"):
         raise ValueError(f"draw() returned {type(fig).__name__}: must return a Matplotlib figure")
+    _save(fig, path, format="svg", metadata={"Date": None}, dpi=150)
     return fig
 
 

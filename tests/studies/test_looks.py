@@ -71,6 +71,8 @@ def test_a_figure_of_the_light_page_becomes_that_of_the_dark_page():
     light, dark = svg("light"), svg("dark")
     assert light != dark and svg("light") == light
     assert looks.in_dark(light) == dark
+    with pytest.raises(ValueError, match=r"colours \['#123456'\]: draw with those of"):
+        looks.in_dark(light + "fill: #123456")
 
 
 @pytest.mark.parametrize("mode", PAGES)

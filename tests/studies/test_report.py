@@ -89,12 +89,17 @@ def test_svg_asks_for_nothing_and_has_no_ground(folder):
 
 
 def test_an_image_is_drawn_in_the_colours_of_each_page(folder):
-    def drawn():
+    calls = []
+
+    def drawn(image):
         fig, axis = plt.subplots()
-        axis.imshow(X[:, None] * X, cmap=shade("C0"))
+        axis.imshow(X[:, None] * X, cmap=shade("C0")) if image else axis.plot(X, X)
+        calls.append(image)
         return fig
 
-    save(drawn=drawn)
+    save(drawn=lambda: drawn(False))
+    save(drawn=lambda: drawn(True))
+    assert calls == [False, True, True]  # lines are drawn once, for both pages
     pixels = [
         re.findall(r"base64,\s*([^\"]+)", (folder / name).read_text())
         for name in ("rise.svg", "rise-dark.svg")
@@ -195,6 +200,12 @@ def test_a_long_table_is_shown_in_part_and_kept_whole(folder):
     assert long["rows"] == short["rows"] == [["line 0"], ["line 1"], ["line 2"]]
     assert "The first 3 of 1,200 lines" in long["caption"] and "The first" not in short["caption"]
     assert len(read_csv(folder / "long.csv")["name"]) == 1200
+
+
+def test_what_was_not_measured_is_a_dash(folder):
+    save_table([{"a": math.nan, "b": 1.0}], "summary", "A table.")
+    html = figures._by_hand(read_result("scratch", "summary")[0], folder)
+    assert '<td class="number">–</td><td class="number">1</td>' in html
 
 
 @pytest.mark.parametrize("rows", [[], [{"a": 1}, {"b": 1}]])

@@ -159,9 +159,8 @@ SCHEDULES = RIVALS | TUNED_FOR | OURS
 
 
 def of_gaussians(schedule):
-    """Whether it is measured on Gaussian data: not where it is made for another goal than KL and W2, and, as the
-    spread is 0 there, not without it."""
-    return not any(part in schedule for part in ("0.5", "0.75", "no spread"))
+    """Whether it is measured on Gaussian data: not for other goals than KL and W2, nor without the spread, 0 there."""
+    return not {"0.5", "0.75", "no spread"} & set(schedule.split(", "))
 
 
 def asks(schedule, work, solver):
