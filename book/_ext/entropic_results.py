@@ -118,7 +118,7 @@ def show(app, doctree, docname):
             notebook, id = found.groups()
             sidecar, _ = read_result(notebook, id, _results(app.env))
             if (notebook, id) in shown:  # at the top of the page already
-                text = f'<p><a href="#{anchor(sidecar)}">{number(app.env, sidecar)}</a> stands above.</p>'
+                text = f'<p class="above"><a href="#{anchor(sidecar)}">{number(app.env, sidecar)}</a> stands above.</p>'
                 node.replace_self(nodes.raw("", text, format="html"))
                 continue
             shown.add((notebook, id))
