@@ -621,7 +621,10 @@ def saved(value):
 
 @contextlib.contextmanager
 def at_most(millions):
-    """The body takes no more processor time than to add up so many million squares, on this machine and now."""
+    """The body takes no more processor time than to add up so many million squares, on this machine and now.
+
+    Thirteen million took a second where the bounds were set.
+    """
     start = time.process_time()
     yield
     taken = time.process_time() - start
@@ -659,7 +662,7 @@ def test_refusal(name, tmp_path, edm2, monkeypatch):
     modules, before = set(sys.modules), attributes()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     remedy = "the file may be whole, but" if name in UNSUPPORTED else "fetch it again from NVIDIA"
-    with at_most(40), pytest.raises(SnapshotError, match=rf"^file\.pkl .*; {remedy}") as caught:
+    with at_most(26), pytest.raises(SnapshotError, match=rf"^file\.pkl .*; {remedy}") as caught:
         load_snapshot(path, cache=cache)
     if name in HOSTILE:
         with pytest.raises(SnapshotError, match=re.escape(str(caught.value))):
@@ -851,13 +854,13 @@ def test_large_integers_are_no_keys(tmp_path, container, step):
         made = b"}(" + b"".join(number + b"N" for number in numbers) + b"u."
         made = b"\x80\x04" + made if container == "dict" else stored(b"\x80\x02" + made)
     (tmp_path / "a.pkl").write_bytes(made)
-    with at_most(15), pytest.raises(SnapshotError, match=r"integers as keys are below 2\^31"):
+    with at_most(13), pytest.raises(SnapshotError, match=r"integers as keys are below 2\^31"):
         read_pickle(tmp_path / "a.pkl")
 
 
 def test_small_integers_are_keys_whatever_their_low_bits(tmp_path):
     numbers = {i << 15: None for i in range(2**16 - 1)} | {-(2**31) + 1: None, True: None}
-    with at_most(40):
+    with at_most(39):
         assert read_pickle(written(tmp_path / "a.pkl", numbers)) == numbers
 
 
