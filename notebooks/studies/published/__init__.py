@@ -14,6 +14,7 @@ from studies.published.page import (
     results,
     show_behind,
     show_gallery,
+    show_paper,
     show_schedules,
     show_tables,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "show_behind",
     "show_costs",
     "show_gallery",
+    "show_paper",
     "show_schedules",
     "show_tables",
 ]

@@ -73,6 +73,7 @@ def show_costs(experiments, *, gpu_tflops, float32_tflops, memory_batch, timed_c
             "cpu_days": "days on this CPU",
             "rows": "rows and runs",
         },
+        shown=9,
     )
 
 
