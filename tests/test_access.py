@@ -20,6 +20,9 @@ FOUND = """() => axe.run(document, {
 
 
 HEIGHT = "() => document.documentElement.scrollHeight"
+# Where the first picture of a page begins; formulas and icons are none.
+PICTURE = """() => Math.min(...[...document.querySelectorAll('article img, article .spend svg')]
+  .map(one => one.getBoundingClientRect()).filter(box => box.height > 60).map(box => box.top + scrollY))"""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def look(browser, server):  # noqa: F811
                 found = [tab.evaluate(question) for question in (CLIPPED, NUMBERS, NARROW)]
             else:
                 tab.evaluate(AXE)
-                found = [tab.evaluate(question) for question in (FOUND, HEIGHT)]
+                found = [tab.evaluate(question) for question in (FOUND, HEIGHT, PICTURE)]
             tab.close()
             seen[page, mode, width] = found
         return seen[page, mode, width]
@@ -50,7 +53,7 @@ def look(browser, server):  # noqa: F811
 @pytest.mark.parametrize("mode", ["light", "dark"])
 @pytest.mark.parametrize("page", ALL)
 def test_axe_finds_nothing(look, page, mode):
-    found, _ = look(page, mode)
+    found, *_ = look(page, mode)
     assert found == []
 
 
@@ -103,8 +106,23 @@ def test_a_further_page_costs_half_a_megabyte(warm, server, page):  # noqa: F811
 @pytest.mark.parametrize("page", PAGES)
 def test_no_page_is_too_long(look, html, page):
     assert (html / page).stat().st_size < 1e6
-    _, height = look(page)
+    _, height, _ = look(page)
     assert height <= 12_000
+
+
+OPENED = [page for page in PAGES if page.startswith("notebooks/")]
+OPENED += [
+    "index.html",
+    "spend_your_steps.html",
+    "background.html",
+    "entropic_time.html",
+    "solver_aware.html",
+]
+
+
+@pytest.mark.parametrize("page", OPENED)
+def test_the_first_screen_has_a_picture(look, page):
+    assert look(page)[2] < 900
 
 
 CLIPPED = """() => [...document.querySelectorAll('article *')].filter(e => {

@@ -186,9 +186,35 @@ def test_claims_are_cards_on_a_phone(browser, server):
     """No cell is a column of single words: each takes the width of the page."""
     tab = browser.new_page(viewport={"width": PHONE, "height": 900})
     tab.goto(f"{server}notebooks/claims.html")
-    cells = "[...document.querySelectorAll('.claims td')].filter(cell => cell.innerText)"
+    cells = "[...document.querySelectorAll('.claims td')].filter(cell => cell.innerText && cell.checkVisibility())"
     widths = tab.evaluate(f"{cells}.map(cell => cell.offsetWidth)")
     assert widths and min(widths) > 0.75 * PHONE
+    tab.close()
+
+
+def test_a_card_of_claims_is_short_until_its_button_is_pressed(browser, server):
+    tab = browser.new_page(viewport={"width": PHONE, "height": 900})
+    tab.goto(f"{server}notebooks/claims.html")
+    cards = tab.locator(".claims tbody tr:not(.topic)")
+    card, button = cards.first, cards.first.locator("button")
+    paper = card.locator("td[data-head=paper]")
+    assert button.count() == 1 and cards.locator("button").count() == cards.count()
+    for expanded in (True, False):
+        assert paper.is_visible() != expanded
+        button.focus()
+        tab.keyboard.press("Enter")
+        assert paper.is_visible() == expanded
+        assert button.get_attribute("aria-expanded") == str(expanded).lower()
+    tab.emulate_media(media="print")
+    assert paper.is_visible() and not button.is_visible()
+    tab.emulate_media(media="screen")
+    tab.set_viewport_size({"width": 1400, "height": 900})
+    assert paper.is_visible() and not button.is_visible()
+    name = cards.nth(1).get_attribute("id")
+    tab.close()
+    tab = browser.new_page(viewport={"width": PHONE, "height": 900})
+    tab.goto(f"{server}notebooks/claims.html#{name}")  # a link to a claim opens its card
+    assert tab.locator(f"#{name} td[data-head=paper]").is_visible()
     tab.close()
 
 

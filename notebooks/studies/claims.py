@@ -212,7 +212,7 @@ def show_claims(claims):
 
     On a narrow page each claim becomes a card, whose lines bear the names of the columns.
     """
-    heads = ("claim", "paper", "ours", "won / lost / undecided", "interval", "verdict")
+    heads = ("claim", "paper", "ours", "won / lost / undecided", "interval or range", "verdict")
     body = ""
     for topic in TOPICS:
         its = [claim for claim in claims if claim["topic"] == topic]

@@ -45,12 +45,14 @@ def show_costs(experiments, *, gpu_tflops, float32_tflops, memory_batch, timed_c
                         "network": name,
                         "nfe": calls,
                         "tflop": (sampling + after) / 1e12,
-                        "gpu_hours": gpu,
+                        "gpu_hours": _two_digits(gpu),
                         "cpu_days": experiment.images * (sampling + after) / cpu_tflops / 8.64e16,
                         "rows": rows,
                     }
                 )
-        totals.append({"data": experiment.dataset, "hours": whole, "command": experiment.command})
+        totals.append(
+            {"data": experiment.dataset, "hours": _two_digits(whole), "command": experiment.command}
+        )
     one = experiments[0]
     save_table(
         totals,
@@ -75,6 +77,11 @@ def show_costs(experiments, *, gpu_tflops, float32_tflops, memory_batch, timed_c
         },
         shown=9,
     )
+
+
+def _two_digits(hours):
+    """More digits would pretend that the speed of a GPU, which is assumed, is known."""
+    return float(f"{hours:.2g}")
 
 
 def _show_networks(experiments, memory_batch):
