@@ -8,7 +8,7 @@ document.addEventListener("DOMContentLoaded", () => {
       button.textContent = brief ? "Show the numbers" : "Hide the numbers";
       button.setAttribute("aria-expanded", String(!brief));
     };
-    button.addEventListener("click", () => fold(row.classList.contains("brief")));
+    button.addEventListener("click", () => fold(!row.classList.contains("brief")));
     fold(location.hash !== `#${row.id}`);
     row.lastElementChild.append(button);
   }
