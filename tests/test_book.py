@@ -143,7 +143,7 @@ def test_looks_right_in(visit, page, mode):
         )
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "search.html", "genindex.html"])
 def test_fits_a_phone(visit, page):
     seen = visit(page, width=PHONE)
     assert seen.width <= PHONE

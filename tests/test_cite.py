@@ -252,6 +252,7 @@ def test_every_figure_has_its_link_its_files_and_its_citation(pages, html):
         for link in links:
             assert link.startswith("#") or (html / name).parent.joinpath(link).is_file()
         assert "@misc{" in text and "<summary>Cite" in text
+        assert not re.search(r"[$\\]", re.search(r'<p data-copy="text">(.*?)</p>', text, re.S)[1]), (name, id)
         made = json.loads(
             (html / name).parent.joinpath(next(k for k, v in links.items() if v == "provenance")).read_text()
         )

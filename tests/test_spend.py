@@ -256,6 +256,38 @@ def test_a_level_is_dragged_by_mouse(visit):
     assert "slices of rescaled time from" in tab.inner_text(".spend-status")
 
 
+def test_a_level_is_dragged_by_a_finger(visit):
+    """Real touches, not synthetic events: the page must not take the gesture for scrolling."""
+    tab = visit("#data=two&w=0.2&n=6&schedule=edm", width=390)
+    tab.add_style_tag(content="body { padding-bottom: 3000px }")
+    before = ast.literal_eval(copied(tab))
+    grip = tab.locator("[data-level='3'] .grip")
+    grip.scroll_into_view_if_needed()
+    box = grip.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    session = tab.context.new_cdp_session(tab)
+    for kind, points in (
+        ("touchStart", [0]),
+        *(("touchMove", [5 * k]) for k in range(1, 9)),
+        ("touchEnd", []),
+    ):
+        places = [{"x": x - dx, "y": y - dx} for dx in points]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+    tab.wait_for_function("window.location.hash.includes('schedule=yours')")
+    after = ast.literal_eval(copied(tab))
+    assert after[:3] + after[4:] == pytest.approx(before[:3] + before[4:], rel=1e-6)
+    assert after[3] < 0.4 * before[3]  # 40 pixels; a gesture that the page takes ends after 15
+
+
+def test_a_link_to_a_section_stays(visit):
+    tab = visit("#what-to-see")
+    assert tab.evaluate("window.location.hash") == "#what-to-see"
+    tab.focus("[data-level='3']")
+    tab.keyboard.press("ArrowRight")
+    tab.wait_for_function("window.location.hash.includes('schedule=yours')")
+    assert told(tab)["schedule"] == "yours"
+
+
 def test_a_level_is_moved_by_keys_and_keeps_the_focus(visit):
     tab = visit()
     before = ast.literal_eval(copied(tab))
@@ -268,6 +300,10 @@ def test_a_level_is_moved_by_keys_and_keeps_the_focus(visit):
     tab.focus("[data-level='7']")
     assert tab.evaluate("document.activeElement.getAttribute('role')") == "slider"
     assert "sigma = 0.00221" in tab.evaluate("document.activeElement.getAttribute('aria-valuetext')")
+    for key, end in (("End", after[6]), ("Home", 0.002)):  # as far as the neighbours allow
+        tab.keyboard.press(key)
+        assert ast.literal_eval(copied(tab))[7] == pytest.approx(end, rel=0.1)
+        tab.focus("[data-level='7']")
 
 
 def test_a_link_brings_the_state_back(visit):

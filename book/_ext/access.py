@@ -70,6 +70,7 @@ def describe(page: BeautifulSoup):
 
 def plain(text: str) -> str:
     r"""Text without the marks of TeX: "\(\sigma_{\max}\)" is "sigma_max"."""
+    text = re.sub(r"\\sqrt\s*\{([^{}]*)\}", r"√(\1)", text)
     text = re.sub(r"\\(mathrm|mathbb|mathcal|text|operatorname)\b\s*|\\[()\[\],;!]|[{}$]", "", text)
     return " ".join(text.replace("\\", "").split())
 

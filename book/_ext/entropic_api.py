@@ -34,6 +34,9 @@ def public(module) -> list[str]:
 
 def process(app, what, name, obj, options, lines):
     """Rewrite the lines of one docstring in place."""
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()  # what Python says of a field of a named tuple; its class says what it is
+        return
     known = ()
     if callable(obj):
         try:

@@ -7,6 +7,7 @@ import re
 
 import yaml
 
+from access import plain
 from entropic._version import version
 from entropic_about import commit_of, day, repository
 from studies.pages import ROOT
@@ -39,7 +40,7 @@ def cite_html(sidecar, number: str) -> str:
         "howpublished": f"In: {about['title']}",
         "note": _tex(made),
     }
-    text = f"{author} ({year}). {number}: {title(sidecar)}. In: {about['title']} ({made})."
+    text = f"{author} ({year}). {number}: {plain(title(sidecar))}. In: {about['title']} ({made})."
     key = f"entropic-{sidecar['notebook']}-{sidecar['id']}".replace("_", "-")
     return _html(bibtex("misc", key, entry, known), _with(text, known), name=number)
 

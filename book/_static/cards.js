@@ -8,8 +8,10 @@ document.addEventListener("DOMContentLoaded", () => {
       button.textContent = brief ? "Show the numbers" : "Hide the numbers";
       button.setAttribute("aria-expanded", String(!brief));
     };
+    const named = () => location.hash === `#${row.id}`;
     button.addEventListener("click", () => fold(!row.classList.contains("brief")));
-    fold(location.hash !== `#${row.id}`);
+    window.addEventListener("hashchange", () => named() && fold(false));
+    fold(!named());
     row.lastElementChild.append(button);
   }
 });

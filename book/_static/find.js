@@ -16,8 +16,9 @@ document.addEventListener("DOMContentLoaded", () => {
   setTimeout(() => {
     const hits = [...document.querySelectorAll("article .highlighted")];
     const hit = hits.find((one) => !one.closest(".cell_input")) ?? hits[0];
-    if (!hit || location.hash) return;
+    if (!hit || document.getElementById(decodeURIComponent(location.hash.slice(1)))) return;
     hit.closest("details")?.setAttribute("open", "");
+    hit.closest("tr.brief")?.querySelector("button").click();
     hit.scrollIntoView({ block: "center" });
   }, 50);
 });

@@ -616,6 +616,7 @@ function mount(root) {
     <span class="spend-copied" role="status"></span></p>`;
   const find = (selector) => root.querySelector(selector), form = find("form");
   let state = readHash(), revealed = false, guess = null, story = hashOf(state) === hashOf(DEFAULT) ? 0 : -1, run = 0, timer = 0;
+  let elsewhere = window.location.hash.length > 1 && !window.location.hash.includes("data=");
   let showing = null; // what is drawn: levels, value, prices, values of all schedules
 
   const unit = () => state.metric === "w2" && state.data === "power" ? "" : " nats";
@@ -635,7 +636,8 @@ function mount(root) {
 
   function update() {
     const mine = ++run;
-    try { window.history.replaceState(null, "", hashOf(state)); } catch { window.location.hash = hashOf(state); }
+    if (elsewhere) elsewhere = false; // the address names a section of the page: it stays until something is moved
+    else try { window.history.replaceState(null, "", hashOf(state)); } catch { window.location.hash = hashOf(state); }
     for (const key of ["data", "solver", "schedule", "clock", "metric", "n", "rho"]) form.elements[key].value = state[key];
     form.elements.w.value = Math.log(state.w / 0.005) / Math.log(200);
     form.elements.wOut.value = +state.w.toPrecision(3); form.elements.nOut.value = state.n; form.elements.rhoOut.value = state.rho;
@@ -944,7 +946,7 @@ function mount(root) {
   for (const end of ["pointerup", "pointercancel"]) axisBox.addEventListener(end, () => { dragged = 0; });
   axisBox.addEventListener("keydown", (event) => {
     const handle = event.target.closest(".handle:not(.fixed)");
-    const by = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 6, PageDown: -6 }[event.key];
+    const by = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 6, PageDown: -6, Home: -1e3, End: 1e3 }[event.key];
     if (!handle || !by) return;
     event.preventDefault();
     const i = +handle.dataset.level;

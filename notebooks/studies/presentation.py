@@ -66,7 +66,7 @@ def result_html(
 def _image(sidecar, link) -> str:
     width, height = (round(96 * v) for v in sidecar["size"])
     # Wide figures scroll inside their frame on a phone instead of shrinking their letters away.
-    bounds = f"min-width: {round(0.6 * width)}px; max-width: {round(1.2 * width)}px"
+    bounds = f"min-width: {round(0.75 * width)}px; max-width: {round(1.2 * width)}px"
     size = f'width="{width}" height="{height}" style="{bounds}"'
     alt = html.escape(sidecar["alt"], quote=True)
     return "".join(
