@@ -6,6 +6,7 @@ import math
 import os
 import re
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -375,7 +376,15 @@ def test_the_lines_of_advice_run():
     assert len(lines) == 3
     names = {"n": 4, "curve": curve, "variances": spread.square()}
     names["denoiser"] = lambda x, sigma: x / (1 + (sigma / spread) ** 2)
-    names["x"] = 80 * torch.randn(8, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    # What stands for the reader's own: pilots in the dtype of the data, and the noise that a sampler starts from.
+    float64 = SimpleNamespace(randn=lambda *shape: torch.randn(*shape, dtype=torch.float64))
+    names |= {
+        "torch": float64,
+        "sigma_max": 80,
+        "shape": (16,),
+        "noise": torch.ones(2, 16, dtype=torch.float64),
+    }
     for line, levels in zip(lines, (10, 4, 4), strict=True):
         exec("from entropic import Weighted, gaussian_optimal_sigmas, plan\n" + line, names)
         assert len(names["sigmas"]) == levels + 1 and names["sigmas"][-1] == 0
+    assert names["start"].shape == names["noise"].shape
