@@ -404,3 +404,34 @@ def test_the_page_on_galaxies_has_the_numbers_of_its_record():
     rows = gains("galaxies_others")
     quasar = [float(row["measured"]) for row in rows if row["network"] == "quasar-72"]
     assert max(quasar) < 1.002
+
+
+def expected_table(name):
+    with (ROOT / "book" / "expected" / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_the_prose_says_of_tables_holds():
+    """Sentences without a number of the results, each beside the table that it is of."""
+    advice = {row["with"]: row for row in expected_table("which_schedule/on-paths.csv")}
+    assert all(float(row["measured"]) < 1 for row in advice.values())
+    assert all(float(advice[f"2M, {calls}"]["curve"]) < 1 for calls in (4, 5, 8))
+    assert all(float(advice[f"2M, {calls}"]["curve"]) > 1 for calls in (9, 16, 32))
+    for row in expected_table("leaderboard/varying-scale.csv"):
+        measured, others = float(row["ours, measured"]), (float(row["ours"]), float(row["rival"]))
+        assert measured < min(others) * (1.04 if "DDIM" in row["with"] else 1), row["with"]
+    varying = expected_table("leaderboard/varying-scale.csv")
+    assert sum(float(row["ours"]) > float(row["rival"]) for row in varying) > len(varying) / 2
+    missed = [row["target"] for row in expected_table("leaderboard/targets.csv") if row["met"] == "no"]
+    assert len(missed) == 1 and "width 0.05, Heun with 9 levels" in missed[0]
+    behind = {(row["solver"], row["metric"]) for row in expected_table("paper_tables/behind.csv")}
+    assert behind == {("deterministic", "FD-DINOv2")}
+    ratios = {
+        (row["series"], float(row["nfe"])): float(row["ratio"])
+        for row in expected_table("paper_tables/in-the-paper.csv")
+    }
+    fid = {series for series, _ in ratios if series.startswith("FID,")}
+    assert fid and all(ratios[series, 64] > ratios[series, 32] for series in fid)
+    gain = {row["schedule"]: float(row["ratio"]) for row in expected_table("take_home/gain.csv")}
+    measured, w2, features = gain["ours, measured"], gain["ours, curve, W2"], gain["ours, curve, features"]
+    assert measured < w2 < 1 < features
